@@ -1,0 +1,7 @@
+//! wirevip: a public address for a private Kubernetes cluster, over outbound WireGuard.
+
+pub mod clock;
+pub mod election;
+pub mod secret;
+pub mod services;
+pub mod tunnel;
