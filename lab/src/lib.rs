@@ -1,1 +1,3 @@
+//! The proving ground: a small internet out of network namespaces, the real binary in it, and a client beyond the hub.
 
+pub mod netns;
