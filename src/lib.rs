@@ -1,6 +1,7 @@
 //! wirevip: a public address for a private Kubernetes cluster, over outbound WireGuard.
 
 pub mod clock;
+pub mod controller;
 pub mod election;
 pub mod secret;
 pub mod services;

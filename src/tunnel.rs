@@ -92,3 +92,17 @@ pub struct LinkStats {
     /// Bytes sent to the hub.
     pub sent: u64,
 }
+
+/// The pod's own network interface, through which hub, API server and backends are reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PodNic {
+    /// Interface name.
+    pub name: String,
+    /// Bytes.
+    pub mtu: u16,
+}
+
+/// MTU of a tunnel over this NIC to this hub: 60 bytes less over IPv4, 80 over IPv6.
+pub fn mtu_for(nic: u16, hub: std::net::IpAddr) -> u16 {
+    nic.saturating_sub(if hub.is_ipv4() { 60 } else { 80 })
+}

@@ -1,0 +1,583 @@
+//! One tunnel's controller: the one place where the order of things is decided. Pure; `controller::actor` carries out.
+//!
+//! It is level-triggered (I4). It holds what should be (settings, forwards, endpoint, tenure) and what it knows to be
+//! there (fence, forwards table, link, peer), and answers one question, over and over: what is the next single step?
+//! Events only change what should be; results of steps only change what is there. So a missed, doubled or late event
+//! changes nothing but the time, and a leadership lost between two steps is seen before the second.
+//!
+//! What must hold, in the order of the steps below:
+//! - up: *speak* told to the campaign → forwards table → fence (closed) → link, silent → addresses and routes →
+//!   fence armed for the tenure → peer, whose handshake leaves at once;
+//! - down: fence closed → link removed → *quiet* told to the campaign (only now may it release) → the rest;
+//! - no step up is taken without a tenure that has not ended at `now`;
+//! - a renewed tenure re-arms the fence before anything else is done.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Moment;
+use crate::election::{Leadership, Tenure};
+use crate::secret::Tunnel;
+use crate::services::Forwards;
+use crate::tunnel::{LinkPlan, LinkStats, PeerPlan, PodNic, Slot};
+
+mod pulse;
+
+use pulse::Pulse;
+
+/// First and longest wait after a step that failed. The contract promises a try every 5 s.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How long a link may refuse to go before a closed fence alone counts as silence.
+const REMOVAL_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a leader tries in vain to raise its tunnel before it lets another pod try.
+const RAISE_PATIENCE: Duration = Duration::from_secs(5);
+/// How often the kernel is asked whether everything is still there (contract: back within 2 s).
+const AUDIT_EVERY: Duration = Duration::from_millis(500);
+
+/// What happened outside.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The campaign published something.
+    Leadership(Leadership),
+    /// The tunnel's settings are these from now on.
+    Settings(Box<Tunnel>),
+    /// What is to be forwarded.
+    Forwards(Arc<Forwards>),
+    /// The hub's address, best first choice.
+    Endpoint(SocketAddr),
+    /// The pod's NIC changed.
+    Nic(PodNic),
+    /// The tunnel goes for good: it left the Secret, or the process ends.
+    Stop,
+}
+
+/// One step. Each is carried out whole, and its result reported with [`Controller::done`] or [`Controller::failed`].
+#[derive(Clone, PartialEq, Debug)]
+pub enum Step {
+    /// Tell the campaign that this pod may be heard from now on.
+    Speak,
+    /// Replace the forwards table, and forget the UDP flows towards backends that are gone.
+    ApplyForwards,
+    /// Write the fence, closed, for this port.
+    RaiseFence {
+        /// Our UDP port.
+        port: u16,
+    },
+    /// Open the fence until then.
+    ArmFence {
+        /// End of the tenure.
+        until: Moment,
+    },
+    /// Make the link: keyed, its port bound, without a peer, down.
+    CreateLink(Box<LinkPlan>),
+    /// Give it addresses, routes, rules; set it up.
+    AttachLink(Box<LinkPlan>),
+    /// Give it the hub as a fresh peer; the handshake leaves at once.
+    SetPeer(Box<PeerPlan>),
+    /// Change the peer in place; session and flows stay.
+    UpdatePeer(Box<PeerPlan>),
+    /// Send another handshake.
+    Kick,
+    /// Send the packet that a living hub answers.
+    Probe,
+    /// Read WireGuard's counters.
+    Inspect,
+    /// Look whether link, addresses, rules and tables are still as written.
+    Audit,
+    /// Shut the fence now.
+    CloseFence,
+    /// Remove the link with its addresses, routes and rules.
+    RemoveLink,
+    /// Tell the campaign that the kernel has confirmed our silence.
+    Quiet,
+    /// Delete the forwards table, and the conntrack entries with our mark.
+    RemoveForwards,
+    /// Delete the fence.
+    RemoveFence,
+    /// Ask the campaign to let another pod lead for a while.
+    StepDown,
+}
+
+/// What an audit found gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Drift {
+    /// The link itself.
+    pub link: bool,
+    /// Address, route, rule or the link's being up.
+    pub network: bool,
+    /// The forwards table, or part of it.
+    pub forwards: bool,
+    /// The fence, or part of it.
+    pub fence: bool,
+}
+
+/// A step's result.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Outcome {
+    /// It took.
+    Done,
+    /// To [`Step::Inspect`].
+    Stats(LinkStats),
+    /// To [`Step::Audit`].
+    Drift(Drift),
+}
+
+/// The answer to "what next?".
+#[derive(Clone, PartialEq, Debug)]
+pub enum Next {
+    /// Do this, report, ask again.
+    Do(Step),
+    /// Nothing until then, or until an event.
+    WaitUntil(Moment),
+    /// Nothing ever again: stopped, and nothing of ours is left.
+    Finished,
+}
+
+/// What the tunnel does, as `/status` names it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Another leads, or nobody; nothing of the tunnel is in the kernel.
+    Standby,
+    /// Leads; not yet every step up is done, or no handshake yet.
+    Rising,
+    /// Leads, tunnel up, hub answered.
+    Leading,
+    /// No longer leads; something is still to be taken down.
+    Falling,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fence {
+    Absent,
+    Closed { port: u16 },
+    Armed { port: u16, until: Moment },
+}
+
+#[derive(Clone, Debug)]
+enum Link {
+    Absent,
+    /// Made, but not (or no longer wholly) attached.
+    Created(Box<LinkPlan>),
+    Attached(Box<LinkPlan>),
+}
+
+/// What we know to be in the kernel, from the steps that took.
+#[derive(Debug)]
+struct Actual {
+    /// Has the campaign been told that we may be heard?
+    speaking: bool,
+    fence: Fence,
+    forwards: Option<(Arc<Forwards>, TableKey)>,
+    link: Link,
+    peer: Option<Box<PeerPlan>>,
+}
+
+/// Everything but the forwards that the table is rendered from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct TableKey {
+    vip: std::net::Ipv4Addr,
+    nic: String,
+    mtu: u16,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Controller {
+    slot: Slot,
+    nic: PodNic,
+    settings: Box<Tunnel>,
+    forwards: Arc<Forwards>,
+    endpoint: Option<SocketAddr>,
+    tenure: Option<Tenure>,
+    stopping: bool,
+    actual: Actual,
+    pulse: Pulse,
+    next_audit: Moment,
+    falling_since: Option<Moment>,
+    failing: Option<Failing>,
+    retry_at: Moment,
+    /// The last step was a closing of the fence, and failed.
+    close_failed: bool,
+}
+
+/// A run of failures without a success of the same kind in between.
+#[derive(Clone, PartialEq, Debug)]
+struct Failing {
+    since: Moment,
+    wait: Duration,
+    message: String,
+}
+
+impl Controller {
+    /// A standby controller: nothing is there (the start-up sweep saw to that), nothing is known but the settings.
+    pub fn new(slot: Slot, nic: PodNic, settings: Tunnel) -> Self {
+        let zero = Moment::default();
+        Self {
+            slot,
+            nic,
+            settings: Box::new(settings),
+            forwards: Arc::default(),
+            endpoint: None,
+            tenure: None,
+            stopping: false,
+            actual: Actual { speaking: false, fence: Fence::Absent, forwards: None, link: Link::Absent, peer: None },
+            pulse: Pulse::default(),
+            next_audit: zero,
+            falling_since: None,
+            failing: None,
+            retry_at: zero,
+            close_failed: false,
+        }
+    }
+
+    /// Takes in what happened.
+    pub fn handle(&mut self, event: Event, now: Moment) {
+        match event {
+            Event::Leadership(Leadership::Following { .. }) => self.tenure = None,
+            Event::Leadership(Leadership::Leading(tenure)) => self.tenure = Some(tenure),
+            Event::Settings(settings) => {
+                if settings.endpoint != self.settings.endpoint {
+                    self.endpoint = None;
+                }
+                self.settings = settings;
+                self.retry_at = now;
+            }
+            Event::Forwards(forwards) => self.forwards = forwards,
+            Event::Endpoint(address) => self.endpoint = Some(address),
+            Event::Nic(nic) => self.nic = nic,
+            Event::Stop => self.stopping = true,
+        }
+    }
+
+    /// The next step, if it is time for one. Asking changes nothing but the memory of when falling began.
+    pub fn next(&mut self, now: Moment) -> Next {
+        match self.tenure_at(now) {
+            Some(tenure) if !self.stopping => {
+                self.falling_since = None;
+                self.next_up(tenure, now)
+            }
+            _ => self.next_down(now),
+        }
+    }
+
+    fn next_up(&mut self, tenure: Tenure, now: Moment) -> Next {
+        let plan = self.plan();
+        // Before all else: what is there of a link whose settings no longer hold goes, and comes back new.
+        let stale = plan.as_ref().is_some_and(|plan| self.link().is_some_and(|link| !same_link(link, plan)));
+        if stale {
+            if let Fence::Armed { .. } = self.actual.fence {
+                return Next::Do(Step::CloseFence);
+            }
+            return self.unless_waiting(now, Step::RemoveLink);
+        }
+        if let Fence::Armed { until, .. } = self.actual.fence
+            && until != tenure.until
+        {
+            return self.unless_waiting(now, Step::ArmFence { until: tenure.until });
+        }
+        if !self.actual.speaking {
+            return Next::Do(Step::Speak);
+        }
+        if let Some(step) = self.missing(plan.as_deref(), tenure) {
+            if let Some(failing) = &self.failing
+                && now.since(failing.since) >= RAISE_PATIENCE
+                && self.actual.peer.is_none()
+            {
+                self.failing = None;
+                return Next::Do(Step::StepDown);
+            }
+            return self.unless_waiting(now, step);
+        }
+        if self.actual.peer.is_none() {
+            // The hub's name is not resolved yet; its address comes as an event.
+            return Next::WaitUntil(tenure.until);
+        }
+        if now >= self.next_audit {
+            return Next::Do(Step::Audit);
+        }
+        match self.pulse.due(now) {
+            Some(step) => self.unless_waiting(now, step),
+            None => Next::WaitUntil(self.pulse.next(now).min(self.next_audit).min(tenure.until)),
+        }
+    }
+
+    /// The first thing that should be there and is not.
+    fn missing(&self, plan: Option<&LinkPlan>, tenure: Tenure) -> Option<Step> {
+        let plan = plan?;
+        if self.actual.forwards.as_ref().is_none_or(|(applied, key)| {
+            *key != self.table_key(plan) || !(Arc::ptr_eq(applied, &self.forwards) || *applied == self.forwards)
+        }) {
+            return Some(Step::ApplyForwards);
+        }
+        let port = plan.listen_port;
+        match self.actual.fence {
+            Fence::Absent => return Some(Step::RaiseFence { port }),
+            Fence::Closed { port: fenced } | Fence::Armed { port: fenced, .. } if fenced != port => {
+                return Some(Step::RemoveFence);
+            }
+            Fence::Closed { .. } | Fence::Armed { .. } => {}
+        }
+        match &self.actual.link {
+            Link::Absent => return Some(Step::CreateLink(Box::new(plan.clone()))),
+            Link::Created(_) => return Some(Step::AttachLink(Box::new(plan.clone()))),
+            Link::Attached(_) => {}
+        }
+        if let Fence::Closed { .. } = self.actual.fence {
+            return Some(Step::ArmFence { until: tenure.until });
+        }
+        match &self.actual.peer {
+            None => Some(Step::SetPeer(Box::new(plan.peer.clone()))),
+            Some(peer) if **peer != plan.peer => Some(match peer.public_key == plan.peer.public_key {
+                true => Step::UpdatePeer(Box::new(plan.peer.clone())),
+                false => Step::SetPeer(Box::new(plan.peer.clone())),
+            }),
+            Some(_) if self.pulse.wants_fresh_peer() => Some(Step::SetPeer(Box::new(plan.peer.clone()))),
+            Some(_) => None,
+        }
+    }
+
+    fn next_down(&mut self, now: Moment) -> Next {
+        let since = *self.falling_since.get_or_insert(now);
+        // A tenure that has ended closed the fence in the kernel; shutting it as well costs one transaction and does
+        // not trust two clocks to agree. If that fails, the link's going is as good; the two take turns.
+        let open = matches!(self.actual.fence, Fence::Armed { .. });
+        let linked = self.link().is_some();
+        if open && linked && !self.close_failed {
+            return self.unless_waiting(now, Step::CloseFence);
+        }
+        let silent = !linked || (!open && now.since(since) >= REMOVAL_PATIENCE);
+        if self.actual.speaking && silent {
+            return Next::Do(Step::Quiet);
+        }
+        if linked {
+            return self.unless_waiting(now, Step::RemoveLink);
+        }
+        if self.actual.forwards.is_some() {
+            return self.unless_waiting(now, Step::RemoveForwards);
+        }
+        if self.actual.fence != Fence::Absent {
+            return self.unless_waiting(now, Step::RemoveFence);
+        }
+        match self.stopping {
+            true => Next::Finished,
+            false => Next::WaitUntil(now + Duration::from_secs(1)),
+        }
+    }
+
+    fn unless_waiting(&self, now: Moment, step: Step) -> Next {
+        if now < self.retry_at { Next::WaitUntil(self.retry_at) } else { Next::Do(step) }
+    }
+
+    /// A step took.
+    pub fn done(&mut self, step: &Step, outcome: Outcome, now: Moment) {
+        if !matches!(step, Step::Inspect | Step::Audit | Step::Probe | Step::CloseFence) {
+            self.retry_at = now;
+        }
+        self.close_failed = false;
+        match step {
+            Step::Speak => self.actual.speaking = true,
+            Step::Quiet => self.actual.speaking = false,
+            Step::ApplyForwards => {
+                if let Some(plan) = self.plan() {
+                    self.actual.forwards = Some((Arc::clone(&self.forwards), self.table_key(&plan)));
+                }
+            }
+            Step::RemoveForwards => self.actual.forwards = None,
+            Step::RaiseFence { port } => self.actual.fence = Fence::Closed { port: *port },
+            Step::ArmFence { until } => {
+                if let Fence::Closed { port } | Fence::Armed { port, .. } = self.actual.fence {
+                    self.actual.fence = Fence::Armed { port, until: *until };
+                }
+            }
+            Step::CloseFence => {
+                if let Fence::Closed { port } | Fence::Armed { port, .. } = self.actual.fence {
+                    self.actual.fence = Fence::Closed { port };
+                }
+            }
+            Step::RemoveFence => self.actual.fence = Fence::Absent,
+            Step::CreateLink(plan) => {
+                self.actual.link = Link::Created(plan.clone());
+                self.actual.peer = None;
+            }
+            Step::AttachLink(plan) => {
+                self.actual.link = Link::Attached(plan.clone());
+                self.next_audit = now + AUDIT_EVERY;
+            }
+            Step::RemoveLink => {
+                self.actual.link = Link::Absent;
+                self.actual.peer = None;
+                self.pulse = Pulse::default();
+            }
+            Step::SetPeer(peer) => {
+                self.actual.peer = Some(peer.clone());
+                self.failing = None;
+                self.pulse.peer_set(now);
+            }
+            Step::UpdatePeer(peer) => self.actual.peer = Some(peer.clone()),
+            Step::Kick => self.pulse.kicked(now),
+            Step::Probe => self.pulse.probed(now),
+            Step::Inspect => {
+                if let Outcome::Stats(stats) = outcome {
+                    self.pulse.measured(stats, now);
+                }
+            }
+            Step::Audit => {
+                self.next_audit = now + AUDIT_EVERY;
+                if let Outcome::Drift(drift) = outcome {
+                    self.drifted(drift);
+                }
+            }
+            Step::StepDown => {}
+        }
+    }
+
+    fn drifted(&mut self, drift: Drift) {
+        let Drift { link, network, forwards, fence } = drift;
+        if link {
+            self.actual.link = Link::Absent;
+            self.actual.peer = None;
+            self.pulse = Pulse::default();
+        } else if network && let Link::Attached(plan) = &self.actual.link {
+            self.actual.link = Link::Created(plan.clone());
+        }
+        if forwards {
+            self.actual.forwards = None;
+        }
+        if fence {
+            self.actual.fence = Fence::Absent;
+        }
+    }
+
+    /// A step failed; it is tried again soon. `message` names the step's object and the way out.
+    pub fn failed(&mut self, step: &Step, message: String, now: Moment) {
+        let (first, longest) = RETRY;
+        let (since, wait) = match &self.failing {
+            Some(failing) => (failing.since, (failing.wait * 2).min(longest)),
+            None => (now, first),
+        };
+        self.failing = Some(Failing { since, wait, message });
+        self.retry_at = now + wait;
+        self.close_failed = *step == Step::CloseFence;
+        // What cannot be read is not there; what cannot be probed is asked again at its next time.
+        match step {
+            Step::Probe => self.pulse.probed(now),
+            Step::Kick => self.pulse.kicked(now),
+            Step::Audit => self.next_audit = now + AUDIT_EVERY,
+            Step::Inspect => self.pulse.unread(now),
+            _ => {}
+        }
+    }
+
+    /// The link's process or device died under us: it is made again.
+    pub fn link_lost(&mut self) {
+        self.drifted(Drift { link: true, ..Drift::default() });
+    }
+
+    /// What the tunnel does at `now`.
+    pub fn state(&self, now: Moment) -> State {
+        let up = self.tenure_at(now).is_some() && !self.stopping;
+        let clear = self.link().is_none()
+            && self.actual.forwards.is_none()
+            && self.actual.fence == Fence::Absent
+            && !self.actual.speaking;
+        match (up, clear) {
+            (true, _) if self.serves() => State::Leading,
+            (true, _) => State::Rising,
+            (false, true) => State::Standby,
+            (false, false) => State::Falling,
+        }
+    }
+
+    /// Has the hub answered the present peer, with the table in place?
+    pub fn serves(&self) -> bool {
+        self.actual.forwards.is_some() && matches!(self.actual.link, Link::Attached(_)) && self.pulse.answered()
+    }
+
+    /// The tenure that has not ended at `now`, if we lead.
+    pub fn tenure_at(&self, now: Moment) -> Option<Tenure> {
+        self.tenure.filter(|tenure| tenure.until > now)
+    }
+
+    /// The last failure, while it lasts.
+    pub fn failure(&self) -> Option<&str> {
+        self.failing.as_ref().map(|failing| failing.message.as_str())
+    }
+
+    /// The last reading of WireGuard's counters for the present peer.
+    pub fn stats(&self) -> LinkStats {
+        self.pulse.stats()
+    }
+
+    /// How long the hub has not been heard, while there is a peer to hear.
+    pub fn unheard_for(&self, now: Moment) -> Option<Duration> {
+        self.actual.peer.as_ref().map(|_| self.pulse.unheard_for(now))
+    }
+
+    /// What is forwarded now, in the kernel.
+    pub fn applied(&self) -> Option<&Arc<Forwards>> {
+        self.actual.forwards.as_ref().map(|(forwards, _)| forwards)
+    }
+
+    /// What should be forwarded.
+    pub fn wanted(&self) -> &Arc<Forwards> {
+        &self.forwards
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> &Tunnel {
+        &self.settings
+    }
+
+    /// The link as it should be; `None` until the hub's address is known.
+    pub fn plan(&self) -> Option<Box<LinkPlan>> {
+        let endpoint = self.endpoint?;
+        let settings = &self.settings;
+        Some(Box::new(LinkPlan {
+            name: settings.name.clone(),
+            slot: self.slot,
+            vip: settings.vip,
+            private_key: settings.private_key.clone(),
+            listen_port: settings.listen_port,
+            mtu: settings.mtu.unwrap_or_else(|| crate::tunnel::mtu_for(self.nic.mtu, endpoint.ip())),
+            peer: PeerPlan {
+                public_key: settings.peer_public_key,
+                preshared_key: settings.preshared_key.clone(),
+                endpoint,
+                allowed_ips: settings.allowed_ips.clone(),
+                persistent_keepalive: settings.persistent_keepalive,
+            },
+        }))
+    }
+
+    /// The pod's NIC, as last seen.
+    pub fn nic(&self) -> &PodNic {
+        &self.nic
+    }
+
+    fn table_key(&self, plan: &LinkPlan) -> TableKey {
+        TableKey { vip: plan.vip, nic: self.nic.name.clone(), mtu: plan.mtu }
+    }
+
+    fn link(&self) -> Option<&LinkPlan> {
+        match &self.actual.link {
+            Link::Absent => None,
+            Link::Created(plan) | Link::Attached(plan) => Some(plan),
+        }
+    }
+}
+
+/// Can `there` become `wanted` without a new link? The peer changes in place; key, port, address and MTU do not.
+fn same_link(there: &LinkPlan, wanted: &LinkPlan) -> bool {
+    let LinkPlan { name, slot, vip, private_key, listen_port, mtu, peer: _ } = there;
+    *name == wanted.name
+        && *slot == wanted.slot
+        && *vip == wanted.vip
+        && *private_key == wanted.private_key
+        && *listen_port == wanted.listen_port
+        && *mtu == wanted.mtu
+}
+
+#[cfg(test)]
+mod tests;

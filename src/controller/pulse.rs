@@ -1,0 +1,152 @@
+//! Is the hub there? When to look, to knock, and to give up on a session. Pure.
+//!
+//! WireGuard itself notices a restarted hub only after up to two minutes: keepalives ask for no answer. So a leader
+//! sends a small packet every 2 s that a forwarding hub answers at once (ICMP) and any WireGuard within 10 s
+//! (keepalive), and reads nothing but the peer's receive counter.
+
+use std::time::Duration;
+
+use super::Step;
+use crate::clock::Moment;
+use crate::tunnel::LinkStats;
+
+/// Between probes.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// A reading follows its probe by this much, long enough for an answer from the other side of the earth.
+const READ_AFTER_PROBE: Duration = Duration::from_millis(900);
+/// Between readings while the first handshake is awaited: this is what the takeover's figures rest on.
+const READ_RISING: Duration = Duration::from_millis(5);
+/// Between readings once the hub is slow to answer.
+const READ_WAITING: Duration = Duration::from_millis(100);
+/// A handshake is re-kicked after this, and then each time after 1.6 times the last wait (a fixed wait shorter than
+/// the round-trip time never completes one).
+const KICK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// Silence after which a hub that answers probes is taken for restarted.
+const SILENCE_ANSWERING: Duration = Duration::from_secs(5);
+/// The same for one that only sends WireGuard's own keepalives.
+const SILENCE_OTHERWISE: Duration = Duration::from_secs(15);
+/// So many probes answered in a row make a hub one that answers.
+const ANSWERS_IN_A_ROW: u8 = 2;
+
+/// The hub's pulse, for the present peer.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pulse {
+    peer_since: Moment,
+    stats: LinkStats,
+    /// When the receive counter last grew, or the peer was set.
+    heard: Moment,
+    next_read: Moment,
+    next_probe: Moment,
+    next_kick: Moment,
+    kick_wait: Duration,
+    /// Receive counter when the last probe left, until its answer's reading.
+    probe_sent_at: Option<u64>,
+    answers: u8,
+    given_up: bool,
+}
+
+impl Pulse {
+    /// A fresh peer was given to the link; its first handshake is on its way.
+    pub(super) fn peer_set(&mut self, now: Moment) {
+        // Whether the hub answers probes is a trait of the hub and outlives the peer, unless its silence was a mistake:
+        // then it is learned anew, lest a hub that stopped forwarding costs a handshake every 5 s.
+        let answers = if self.given_up { 0 } else { self.answers };
+        *self = Self {
+            peer_since: now,
+            heard: now,
+            next_read: now + READ_RISING,
+            next_probe: now + PROBE_EVERY,
+            next_kick: now + KICK.0,
+            kick_wait: KICK.0,
+            answers,
+            ..Self::default()
+        };
+    }
+
+    /// What is due at `now`.
+    pub(super) fn due(&self, now: Moment) -> Option<Step> {
+        if now >= self.next_read {
+            return Some(Step::Inspect);
+        }
+        if !self.answered() {
+            return (now >= self.next_kick).then_some(Step::Kick);
+        }
+        (now >= self.next_probe).then_some(Step::Probe)
+    }
+
+    /// When something is due next.
+    pub(super) fn next(&self, now: Moment) -> Moment {
+        let other = if self.answered() { self.next_probe } else { self.next_kick };
+        self.next_read.min(other).max(now)
+    }
+
+    /// WireGuard's counters were read.
+    pub(super) fn measured(&mut self, stats: LinkStats, now: Moment) {
+        let grew = stats.received > self.stats.received;
+        let first_answer = !self.answered() && stats.handshake_age.is_some();
+        self.stats = stats;
+        if grew || first_answer {
+            self.heard = now;
+        }
+        if first_answer {
+            self.next_probe = now;
+        }
+        if let Some(before) = self.probe_sent_at.take() {
+            // A hub that once answers is expected to; its silence is what we look for.
+            if stats.received > before {
+                self.answers = (self.answers + 1).min(ANSWERS_IN_A_ROW);
+            } else if self.answers < ANSWERS_IN_A_ROW {
+                self.answers = 0;
+            }
+        }
+        let silence = if self.answers >= ANSWERS_IN_A_ROW { SILENCE_ANSWERING } else { SILENCE_OTHERWISE };
+        if self.answered() && now.since(self.heard) >= silence {
+            self.given_up = true;
+        }
+        self.next_read = now + self.read_every(now);
+    }
+
+    fn read_every(&self, now: Moment) -> Duration {
+        match self.answered() {
+            true => Duration::from_secs(1),
+            false if now.since(self.peer_since) < Duration::from_secs(2) => READ_RISING,
+            false => READ_WAITING,
+        }
+    }
+
+    /// The counters could not be read.
+    pub(super) fn unread(&mut self, now: Moment) {
+        self.next_read = now + Duration::from_millis(500);
+    }
+
+    /// A probe left.
+    pub(super) fn probed(&mut self, now: Moment) {
+        self.probe_sent_at = Some(self.stats.received);
+        self.next_probe = now + PROBE_EVERY;
+        self.next_read = now + READ_AFTER_PROBE;
+    }
+
+    /// A handshake left.
+    pub(super) fn kicked(&mut self, now: Moment) {
+        self.kick_wait = self.kick_wait.mul_f64(1.6).min(KICK.1);
+        self.next_kick = now + self.kick_wait;
+    }
+
+    /// Has the hub gone silent on a session that once worked?
+    pub(super) fn wants_fresh_peer(&self) -> bool {
+        self.given_up
+    }
+
+    /// Has the present peer completed a handshake?
+    pub(super) fn answered(&self) -> bool {
+        self.stats.handshake_age.is_some()
+    }
+
+    pub(super) fn stats(&self) -> LinkStats {
+        self.stats
+    }
+
+    pub(super) fn unheard_for(&self, now: Moment) -> Duration {
+        now.since(self.heard)
+    }
+}

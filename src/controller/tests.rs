@@ -1,0 +1,452 @@
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::secret::{Endpoint, Host, PublicKey, SecretKey, TunnelName};
+
+const HUB: &str = "192.0.2.1:51820";
+
+fn at(millis: u64) -> Moment {
+    Moment::new(Duration::from_millis(millis))
+}
+
+fn settings(port: u16, keepalive: u16) -> Tunnel {
+    Tunnel {
+        name: TunnelName::new("wg0").unwrap(),
+        vip: Ipv4Addr::new(10, 77, 0, 2),
+        private_key: SecretKey::new([1; 32]),
+        peer_public_key: PublicKey([2; 32]),
+        preshared_key: None,
+        endpoint: Endpoint { host: Host::Address("192.0.2.1".parse().unwrap()), port: 51820 },
+        allowed_ips: vec!["0.0.0.0/0".parse().unwrap()],
+        listen_port: port,
+        persistent_keepalive: keepalive,
+        mtu: None,
+        control_plane: true,
+        public_address: None,
+    }
+}
+
+fn nic() -> PodNic {
+    PodNic { name: "eth0".into(), mtu: 1450 }
+}
+
+fn leading(until: Moment) -> Event {
+    Event::Leadership(Leadership::Leading(Tenure { since: at(0), until, transitions: 1 }))
+}
+
+fn following() -> Event {
+    Event::Leadership(Leadership::Following { holder: Some("other".into()) })
+}
+
+fn standby() -> Controller {
+    let mut controller = Controller::new(Slot::new(1).unwrap(), nic(), settings(51820, 5));
+    controller.handle(Event::Endpoint(HUB.parse().unwrap()), at(0));
+    controller
+}
+
+fn outcome(step: &Step, handshake: bool) -> Outcome {
+    match step {
+        Step::Inspect => Outcome::Stats(LinkStats {
+            handshake_age: handshake.then_some(Duration::ZERO),
+            received: if handshake { 92 } else { 0 },
+            sent: 148,
+        }),
+        Step::Audit => Outcome::Drift(Drift::default()),
+        _ => Outcome::Done,
+    }
+}
+
+/// Carries out steps until the controller waits; every one succeeds.
+fn settle(controller: &mut Controller, now: Moment) -> Vec<Step> {
+    let mut steps = vec![];
+    while let Next::Do(step) = controller.next(now) {
+        controller.done(&step, outcome(&step, true), now);
+        steps.push(step);
+        assert!(steps.len() < 50, "it never comes to rest: {steps:?}");
+    }
+    steps
+}
+
+fn names(steps: &[Step]) -> Vec<String> {
+    steps.iter().map(|step| format!("{step:?}").split([' ', '(']).next().unwrap().to_owned()).collect()
+}
+
+fn leader() -> Controller {
+    let mut controller = standby();
+    controller.handle(leading(at(5000)), at(0));
+    settle(&mut controller, at(0));
+    settle(&mut controller, at(10));
+    assert_eq!(controller.state(at(10)), State::Leading);
+    controller
+}
+
+#[test]
+fn a_standby_does_nothing() {
+    assert_eq!(settle(&mut standby(), at(0)), []);
+}
+
+#[test]
+fn the_way_up_puts_the_table_and_the_fence_before_the_link_and_the_peer_last() {
+    let mut controller = standby();
+    controller.handle(leading(at(5000)), at(0));
+    assert_eq!(controller.state(at(0)), State::Rising);
+    let steps = settle(&mut controller, at(0));
+    assert_eq!(
+        names(&steps),
+        ["Speak", "ApplyForwards", "RaiseFence", "CreateLink", "AttachLink", "ArmFence", "SetPeer"]
+    );
+    assert!(steps.contains(&Step::ArmFence { until: at(5000) }));
+}
+
+#[test]
+fn i2_the_way_down_is_silent_before_it_says_so() {
+    let mut controller = leader();
+    controller.handle(following(), at(100));
+    let steps = settle(&mut controller, at(100));
+    assert_eq!(names(&steps), ["CloseFence", "RemoveLink", "Quiet", "RemoveForwards", "RemoveFence"]);
+    assert_eq!(controller.state(at(100)), State::Standby);
+}
+
+#[test]
+fn a_renewal_re_arms_the_fence_before_anything_else() {
+    let mut controller = leader();
+    controller.handle(Event::Forwards(Arc::new(Forwards::from([one_forward()]))), at(1000));
+    controller.handle(leading(at(6000)), at(1000));
+    assert_eq!(controller.next(at(1000)), Next::Do(Step::ArmFence { until: at(6000) }));
+}
+
+fn one_forward() -> (crate::services::VipPort, crate::services::Forward) {
+    let port = crate::services::VipPort { protocol: crate::services::Protocol::Tcp, port: 80 };
+    let forward = crate::services::Forward {
+        owner: crate::services::Owner::ControlPlane,
+        backends: vec![],
+        client_ip_affinity: false,
+        source_ranges: vec![],
+    };
+    (port, forward)
+}
+
+#[test]
+fn a_tenure_that_ends_without_a_word_takes_the_tunnel_down() {
+    let mut controller = leader();
+    assert_eq!(controller.state(at(5000)), State::Falling);
+    assert_eq!(controller.next(at(5000)), Next::Do(Step::CloseFence));
+}
+
+#[test]
+fn a_link_that_will_not_go_delays_the_release_only_while_the_fence_might_be_open() {
+    let mut controller = leader();
+    controller.handle(following(), at(100));
+    let mut tried = vec![];
+    // Neither the fence nor the link obeys: they take turns, and nothing is released, however long it takes.
+    let mut now = at(100);
+    while now < at(20_000) {
+        match controller.next(now) {
+            Next::Do(step) => {
+                controller.failed(&step, "EBUSY".into(), now);
+                tried.push(step);
+            }
+            Next::WaitUntil(then) => now = then,
+            Next::Finished => panic!("not asked to stop"),
+        }
+    }
+    assert_eq!(names(&tried[..4]), ["CloseFence", "RemoveLink", "CloseFence", "RemoveLink"]);
+    assert!(!tried.contains(&Step::Quiet));
+    // The fence closes at last: half a second and more has passed, so that is silence enough.
+    controller.done(&Step::CloseFence, Outcome::Done, now);
+    assert_eq!(controller.next(now), Next::Do(Step::Quiet));
+}
+
+#[test]
+fn a_changed_peer_keeps_the_link_and_a_changed_port_does_not() {
+    let mut controller = leader();
+    controller.handle(Event::Settings(Box::new(settings(51820, 25))), at(100));
+    assert_eq!(names(&settle(&mut controller, at(100))), ["UpdatePeer"]);
+    controller.handle(Event::Settings(Box::new(settings(51999, 25))), at(200));
+    assert_eq!(
+        names(&settle(&mut controller, at(200))),
+        ["CloseFence", "RemoveLink", "RemoveFence", "RaiseFence", "CreateLink", "AttachLink", "ArmFence", "SetPeer"]
+    );
+    assert_eq!(controller.stats().handshake_age, None, "a new link has no handshake yet");
+}
+
+#[test]
+fn changed_forwards_touch_neither_fence_nor_link() {
+    let mut controller = leader();
+    controller.handle(Event::Forwards(Arc::new(Forwards::from([one_forward()]))), at(100));
+    assert_eq!(names(&settle(&mut controller, at(100))), ["ApplyForwards"]);
+}
+
+#[test]
+fn the_same_forwards_again_change_nothing() {
+    let mut controller = leader();
+    controller.handle(Event::Forwards(Arc::new(Forwards::default())), at(100));
+    assert_eq!(settle(&mut controller, at(100)), []);
+}
+
+#[test]
+fn what_an_outsider_deletes_comes_back() {
+    for (drift, again) in [
+        (Drift { forwards: true, ..Drift::default() }, vec!["ApplyForwards"]),
+        (Drift { network: true, ..Drift::default() }, vec!["AttachLink"]),
+        (Drift { fence: true, ..Drift::default() }, vec!["RaiseFence", "ArmFence"]),
+        (Drift { link: true, ..Drift::default() }, vec!["CreateLink", "AttachLink", "SetPeer"]),
+    ] {
+        let mut controller = leader();
+        let audit = loop {
+            match controller.next(at(600)) {
+                Next::Do(Step::Audit) => break Step::Audit,
+                Next::Do(step) => controller.done(&step, outcome(&step, true), at(600)),
+                other => panic!("no audit within 600 ms: {other:?}"),
+            }
+        };
+        controller.done(&audit, Outcome::Drift(drift), at(600));
+        let steps: Vec<_> = names(&settle(&mut controller, at(600)))
+            .into_iter()
+            .filter(|name| !matches!(name.as_str(), "Inspect" | "Probe"))
+            .collect();
+        assert_eq!(steps, again, "after {drift:?}");
+    }
+}
+
+#[test]
+fn a_failing_step_is_tried_again_ever_more_slowly_and_then_another_pod_may_try() {
+    let mut controller = standby();
+    controller.handle(leading(at(60_000)), at(0));
+    let mut now = at(0);
+    let mut tries = vec![];
+    loop {
+        match controller.next(now) {
+            Next::Do(step @ Step::CreateLink(_)) => {
+                tries.push(now);
+                controller.failed(&step, "no /dev/net/tun".into(), now);
+                assert_eq!(controller.failure(), Some("no /dev/net/tun"));
+            }
+            Next::Do(Step::StepDown) => break,
+            Next::Do(step) => controller.done(&step, Outcome::Done, now),
+            Next::WaitUntil(then) => now = then,
+            Next::Finished => panic!("not asked to stop"),
+        }
+        assert!(tries.len() < 20);
+    }
+    let waits: Vec<_> = tries.windows(2).map(|pair| pair[1].since(pair[0]).as_millis()).collect();
+    assert_eq!(waits, [100, 200, 400, 800, 1600]);
+    assert!(now >= at(5000) && now <= at(8000), "stepped down at {now:?}");
+}
+
+#[test]
+fn an_unanswered_handshake_is_kicked_at_250_ms_and_then_at_growing_waits() {
+    let mut controller = standby();
+    controller.handle(leading(at(60_000)), at(0));
+    let (mut now, mut kicks) = (at(0), vec![]);
+    while now < at(20_000) {
+        match controller.next(now) {
+            Next::Do(step) => {
+                if step == Step::Kick {
+                    kicks.push(now.since_boot().as_millis());
+                }
+                controller.done(&step, outcome(&step, false), now);
+            }
+            Next::WaitUntil(then) => now = then,
+            Next::Finished => panic!("not asked to stop"),
+        }
+    }
+    assert_eq!(kicks[..4], [250, 650, 1290, 2314]);
+    let last: Vec<_> = kicks.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(last.ends_with(&[5000]), "no wait grows beyond 5 s: {last:?}");
+}
+
+/// Runs a leader whose hub stops answering at `silent_from`; gives the time at which the peer is made fresh.
+fn fresh_peer_after(silent_from: Moment, answers_probes: bool) -> Moment {
+    let mut controller = leader();
+    let (mut now, mut received) = (at(10), 92);
+    controller.handle(leading(at(600_000)), now);
+    loop {
+        match controller.next(now) {
+            Next::Do(Step::SetPeer(_)) => return now,
+            Next::Do(step) => {
+                let alive = now < silent_from;
+                let keepalive = !answers_probes && now.since_boot().as_secs() % 10 == 0;
+                if alive && ((answers_probes && step == Step::Probe) || (keepalive && step == Step::Inspect)) {
+                    received += 32;
+                }
+                let outcome = match step {
+                    Step::Inspect => {
+                        Outcome::Stats(LinkStats { handshake_age: Some(now.since(at(10))), received, sent: 0 })
+                    }
+                    ref other => outcome(other, true),
+                };
+                controller.done(&step, outcome, now);
+            }
+            Next::WaitUntil(then) => now = then,
+            Next::Finished => panic!("not asked to stop"),
+        }
+        assert!(now < at(120_000), "the silence was never noticed");
+    }
+}
+
+#[test]
+fn a_hub_that_answers_probes_and_falls_silent_gets_a_fresh_peer_within_seven_seconds() {
+    let fresh = fresh_peer_after(at(30_000), true);
+    assert!(fresh > at(33_000) && fresh <= at(37_000), "{fresh:?}");
+}
+
+#[test]
+fn a_hub_that_never_answered_probes_gets_longer() {
+    let fresh = fresh_peer_after(at(30_500), false);
+    // Its last keepalive came at 20.9 s.
+    assert!(fresh > at(35_000) && fresh <= at(37_000), "{fresh:?}");
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Lead(u16),
+    Follow,
+    Forwards(bool),
+    Settings(bool, bool),
+    Drift(u8),
+    Pass(u16),
+    /// Take up to so many steps; each succeeds where its bit is set.
+    Steps(u8, u64),
+    Stop,
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        3 => (100..6000u16).prop_map(Act::Lead),
+        2 => Just(Act::Follow),
+        1 => any::<bool>().prop_map(Act::Forwards),
+        1 => (any::<bool>(), any::<bool>()).prop_map(|(port, alive)| Act::Settings(port, alive)),
+        1 => (0..16u8).prop_map(Act::Drift),
+        3 => (0..3000u16).prop_map(Act::Pass),
+        6 => (1..20u8, any::<u64>(), any::<bool>())
+            .prop_map(|(steps, luck, lucky)| Act::Steps(steps, if lucky { u64::MAX } else { luck })),
+        1 => Just(Act::Stop),
+    ];
+    proptest::collection::vec(act, 1..60)
+}
+
+/// The kernel and the campaign as they would be after the steps that took.
+#[derive(Default)]
+struct There {
+    speaking: bool,
+    fence: bool,
+    armed_until: Option<Moment>,
+    link: bool,
+    attached: bool,
+    peer: bool,
+    forwards: bool,
+}
+
+impl There {
+    fn check(&self, step: &Step, now: Moment, tenure: Option<Moment>) {
+        let leads = tenure.is_some_and(|until| until > now);
+        match step {
+            Step::Speak | Step::ApplyForwards | Step::RaiseFence { .. } => assert!(leads, "{step:?} without tenure"),
+            Step::CreateLink(_) => {
+                let armed = self.armed_until.is_some() && self.armed_until != tenure;
+                assert!(leads && self.forwards && self.fence && !armed && self.speaking);
+            }
+            Step::AttachLink(_) => assert!(leads && self.forwards && self.fence && self.link),
+            Step::ArmFence { until } => assert!(leads && self.fence && self.speaking && Some(*until) == tenure),
+            Step::SetPeer(_) | Step::UpdatePeer(_) | Step::Kick | Step::Probe => {
+                assert!(leads && self.forwards && self.fence && self.armed_until == tenure && self.attached);
+            }
+            Step::Quiet => {
+                assert!(!self.link || self.armed_until.is_none(), "quiet with a link behind an open fence");
+            }
+            Step::RemoveFence => assert!(!self.link, "a link without its fence"),
+            _ => {}
+        }
+    }
+
+    fn take(&mut self, step: &Step) {
+        match step {
+            Step::Speak => self.speaking = true,
+            Step::Quiet => self.speaking = false,
+            Step::ApplyForwards => self.forwards = true,
+            Step::RemoveForwards => self.forwards = false,
+            Step::RaiseFence { .. } => (self.fence, self.armed_until) = (true, None),
+            Step::ArmFence { until } => self.armed_until = Some(*until),
+            Step::CloseFence => self.armed_until = None,
+            Step::RemoveFence => (self.fence, self.armed_until) = (false, None),
+            Step::CreateLink(_) => (self.link, self.attached, self.peer) = (true, false, false),
+            Step::AttachLink(_) => self.attached = true,
+            Step::SetPeer(_) => self.peer = true,
+            Step::RemoveLink => (self.link, self.attached, self.peer) = (false, false, false),
+            _ => {}
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    /// I1, I2: whatever happens in whatever order, and whichever steps fail.
+    #[test]
+    fn i1_i2_never_up_unless_leading_and_never_quiet_while_up(acts in acts()) {
+        let (mut controller, mut there) = (standby(), There::default());
+        let (mut now, mut tenure, mut stopped) = (at(0), None, false);
+        for act in acts {
+            match act {
+                Act::Lead(millis) => {
+                    let until = now + Duration::from_millis(millis.into());
+                    tenure = Some(until);
+                    controller.handle(leading(until), now);
+                }
+                Act::Follow => { tenure = None; controller.handle(following(), now); }
+                Act::Forwards(some) => {
+                    let forwards = if some { Forwards::from([one_forward()]) } else { Forwards::default() };
+                    controller.handle(Event::Forwards(Arc::new(forwards)), now);
+                }
+                Act::Settings(port, alive) => {
+                    let port = if port { 51820 } else { 51821 };
+                    controller.handle(Event::Settings(Box::new(settings(port, if alive { 5 } else { 25 }))), now);
+                    controller.handle(Event::Endpoint(HUB.parse().unwrap()), now);
+                }
+                Act::Drift(bits) => {
+                    let drift = Drift { link: bits & 1 > 0, network: bits & 2 > 0, forwards: bits & 4 > 0, fence: bits & 8 > 0 };
+                    if there.attached {
+                        controller.done(&Step::Audit, Outcome::Drift(drift), now);
+                        if drift.link { (there.link, there.attached, there.peer) = (false, false, false); }
+                        if drift.network { there.attached = false; }
+                        if drift.forwards { there.forwards = false; }
+                        if drift.fence { (there.fence, there.armed_until) = (false, None); }
+                    }
+                }
+                Act::Pass(millis) => now = now + Duration::from_millis(millis.into()),
+                Act::Steps(count, luck) => for turn in 0..count {
+                    let Next::Do(step) = controller.next(now) else { break };
+                    there.check(&step, now, tenure.filter(|_| !stopped));
+                    if luck >> (turn % 64) & 1 == 1 {
+                        there.take(&step);
+                        controller.done(&step, outcome(&step, luck & 1 == 1), now);
+                    } else {
+                        controller.failed(&step, "bad luck".into(), now);
+                    }
+                },
+                Act::Stop => { stopped = true; controller.handle(Event::Stop, now); }
+            }
+        }
+        // I3: whatever state it was stopped in, it ends with nothing there.
+        controller.handle(Event::Stop, now);
+        let mut left = BTreeSet::new();
+        for _ in 0..60 {
+            match controller.next(now) {
+                Next::Do(step) => {
+                    there.check(&step, now, None);
+                    there.take(&step);
+                    controller.done(&step, outcome(&step, true), now);
+                    left.insert(names(&[step])[0].clone());
+                }
+                Next::WaitUntil(then) => now = then,
+                Next::Finished => break,
+            }
+        }
+        prop_assert_eq!(controller.next(now), Next::Finished, "still to do: {:?}", left);
+        prop_assert!(!there.link && !there.fence && !there.forwards && !there.speaking);
+    }
+}
