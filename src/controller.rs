@@ -263,8 +263,11 @@ impl Controller {
     }
 
     fn next_up(&mut self, tenure: Tenure, now: Moment) -> Next {
+        if !self.actual.speaking {
+            return Next::Do(Step::Speak);
+        }
         let plan = self.plan();
-        // Before all else: what is there of a link whose settings no longer hold goes, and comes back new.
+        // What is there of a link whose settings no longer hold goes, and comes back new.
         let stale = plan.as_ref().is_some_and(|plan| self.link().is_some_and(|link| !same_link(link, plan)));
         if stale {
             if let Fence::Armed { .. } = self.actual.fence {
@@ -276,9 +279,6 @@ impl Controller {
             && until != tenure.until
         {
             return self.unless_waiting(now, Step::ArmFence { until: tenure.until });
-        }
-        if !self.actual.speaking {
-            return Next::Do(Step::Speak);
         }
         if let Some(step) = self.missing(plan.as_deref(), tenure) {
             if let Some(failing) = &self.failing

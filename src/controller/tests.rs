@@ -383,7 +383,7 @@ impl There {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     /// I1, I2: whatever happens in whatever order, and whichever steps fail.
     #[test]
