@@ -1,10 +1,11 @@
 //! The Secret `wireguard`: bytes in, tunnels and every fault at once out.
 
 mod clash;
+pub mod manifest;
 mod parse;
 mod settings;
 mod value;
-pub(crate) mod yaml;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::fmt;

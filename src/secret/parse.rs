@@ -50,7 +50,12 @@ const MEANT: [(&str, &str); 9] = [
 /// Reads the document under the key `tunnels`. A document that cannot be read as a whole gives no tunnel and faults
 /// without a tunnel; else each tunnel is either among the sound ones or has at least one fault.
 pub fn parse(document: &[u8]) -> Document {
-    match read(document) {
+    parse_after(0, document)
+}
+
+/// The same for a document inside a file, with `before` lines of it before the document.
+pub(super) fn parse_after(before: usize, document: &[u8]) -> Document {
+    match read(before, document) {
         Ok(entries) => tunnels(&entries),
         Err(Trouble { line, message, fix }) => {
             Document { faults: vec![Fault { line, tunnel: None, key: None, message, fix }], ..Document::default() }
@@ -63,14 +68,16 @@ fn trouble(line: usize, message: &str, fix: &str) -> Trouble {
 }
 
 /// The entries of the one map that the document is.
-fn read(document: &[u8]) -> Result<Vec<Entry>, Trouble> {
+fn read(before: usize, document: &[u8]) -> Result<Vec<Entry>, Trouble> {
     const FIX: &str = "write a map of tunnels, each a name with its settings below";
     if document.len() > MOST_BYTES {
-        return Err(trouble(1, "the document is larger than 1 MiB", FIX));
+        return Err(trouble(before + 1, "the document is larger than 1 MiB", FIX));
     }
-    let documents = yaml::read(yaml::text(document)?)?;
+    let documents = yaml::text(document)
+        .map_err(|trouble| Trouble { line: before + trouble.line, ..trouble })
+        .and_then(|text| yaml::read(text, before))?;
     let root = match documents.as_slice() {
-        [] => return Err(trouble(1, "the document is empty", FIX)),
+        [] => return Err(trouble(before + 1, "the document is empty", FIX)),
         [root] => root,
         [_, second, ..] => {
             return Err(trouble(second.line, "a second YAML document begins here", "keep all tunnels in one document"));

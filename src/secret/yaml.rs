@@ -150,15 +150,15 @@ pub(crate) fn text(bytes: &[u8]) -> Result<&str, Trouble> {
     Ok(text)
 }
 
-/// The tree of each YAML document in `text`.
-pub(crate) fn read(text: &str) -> Result<Vec<Rc<Node>>, Trouble> {
+/// The tree of each YAML document in `text`. `before`: lines that stand before it where lines are counted.
+pub(crate) fn read(text: &str, before: usize) -> Result<Vec<Rc<Node>>, Trouble> {
     // The limits are below the parser's own, so that a hostile document ends here and early.
     let mut options = granit_parser::options! { block_nesting_limit: DEPTH, flow_nesting_limit: DEPTH };
     options.set_emit_comments(false);
     let mut builder = Builder::default();
     for event in Parser::new_from_str_with_options(text, options) {
-        let (event, span) = event.map_err(|error| explain(&error))?;
-        builder.take(event, span.start.line())?;
+        let (event, span) = event.map_err(|error| explain(&error, before))?;
+        builder.take(event, before + span.start.line())?;
     }
     Ok(builder.documents)
 }
@@ -263,8 +263,8 @@ fn too_deep(line: usize) -> Trouble {
 
 /// The parser's error in our words, where we have better ones. Its own texts quote at most one character, and that
 /// one is left out: it may belong to a key.
-fn explain(error: &ScanError) -> Trouble {
-    let line = error.marker().line().max(1);
+fn explain(error: &ScanError, before: usize) -> Trouble {
+    let line = before + error.marker().line().max(1);
     let trouble = |message: &str, fix: &str| Trouble::new(line, message, fix);
     match error.kind() {
         ErrorKind::TabNotAllowed
