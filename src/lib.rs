@@ -1,5 +1,6 @@
 //! wirevip: a public address for a private Kubernetes cluster, over outbound WireGuard.
 
+pub mod cli;
 pub mod clock;
 pub mod controller;
 pub mod election;

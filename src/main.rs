@@ -1,1 +1,7 @@
-fn main() {}
+//! Arguments → logs → subcommand → exit code; all of it in [`wirevip::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wirevip::cli::main()
+}

@@ -1,11 +1,22 @@
 //! The Secret `wireguard`: bytes in, tunnels and every fault at once out.
 
+mod clash;
+pub mod manifest;
+mod parse;
+mod settings;
+mod value;
+mod yaml;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use serde::Serialize;
 use zeroize::{Zeroize, ZeroizeOnDrop};
+
+pub use parse::parse;
+pub use settings::{Change, Settings};
 
 /// A tunnel's name, which is also the name of its interface: 1 to 15 of `a-z A-Z 0-9 . _ -`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
@@ -156,4 +167,25 @@ pub struct Document {
     pub tunnels: Vec<Tunnel>,
     /// Everything that is wrong, by line.
     pub faults: Vec<Fault>,
+    /// The line where each tunnel with a possible name stands, faulty or not.
+    pub lines: BTreeMap<TunnelName, usize>,
+}
+
+impl Document {
+    /// What a Secret without the key `tunnels` says.
+    pub fn absent() -> Self {
+        let fault = Fault {
+            line: 1,
+            tunnel: None,
+            key: None,
+            message: "the Secret has no key `tunnels`".to_owned(),
+            fix: "put the map of tunnels under stringData.tunnels".to_owned(),
+        };
+        Self { faults: vec![fault], ..Self::default() }
+    }
+
+    /// Could it be read as a whole? If not, it says nothing about any tunnel.
+    pub fn is_readable(&self) -> bool {
+        self.faults.iter().all(|fault| fault.tunnel.is_some())
+    }
 }

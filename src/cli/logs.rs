@@ -1,0 +1,36 @@
+//! Logs go to stderr, as text or as one JSON object a line.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+/// How log lines look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(super) enum Format {
+    /// For people.
+    Text,
+    /// For collectors.
+    Json,
+}
+
+/// What to log: a level for wirevip itself, while libraries only warn; or a whole filter as RUST_LOG takes it.
+pub(super) fn filter(level: &str) -> Result<EnvFilter, String> {
+    let level = level.trim();
+    let directives = match level.to_ascii_lowercase().as_str() {
+        plain @ ("error" | "warn" | "info" | "debug" | "trace") => format!("warn,wirevip={plain}"),
+        "off" => "off".to_owned(),
+        _ if level.contains(['=', ',']) => level.to_owned(),
+        _ => return Err(format!("`{level}` is no log level; give error, warn, info, debug, trace, off or a filter")),
+    };
+    let wrong = |error| format!("`{level}` is no log filter: {error}; give a level or target=level,…");
+    EnvFilter::builder().parse(&directives).map_err(wrong)
+}
+
+/// From here on, events go to stderr.
+pub(super) fn start(format: Format, filter: EnvFilter) {
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        Format::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
+        Format::Json => builder.json().flatten_event(true).init(),
+    }
+}

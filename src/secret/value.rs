@@ -1,0 +1,345 @@
+//! One setting: a node of the tree in, its value or what is wrong with it out.
+//!
+//! What must hold: a message quotes a value only through [`shown`], and a value under a key that holds key material
+//! never.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ipnet::{IpNet, Ipv4Net};
+use zeroize::Zeroizing;
+
+use super::yaml::{Kind, Node, Scalar, Value};
+use super::{Endpoint, Host};
+
+/// What is wrong with a value, and what would be right.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Wrong {
+    /// Where, if not at the key.
+    pub(super) line: Option<usize>,
+    pub(super) message: String,
+    pub(super) fix: String,
+}
+
+impl Wrong {
+    pub(super) fn new(message: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { line: None, message: message.into(), fix: fix.into() }
+    }
+}
+
+type Checked<T> = Result<T, Wrong>;
+
+/// A piece of the document as a message may show it: short, in quotes, and nothing that could be (part of) a key.
+pub(super) fn shown(text: &str) -> String {
+    if is_harmless(text) { format!("`{text}`") } else { format!("a text of {} characters", text.chars().count()) }
+}
+
+/// No control characters, not long, and no run that looks like base64 or hex of a key.
+pub(super) fn is_harmless(text: &str) -> bool {
+    let like_a_key = |run: &str| {
+        let upper = run.bytes().any(|b| b.is_ascii_uppercase());
+        let lower = run.bytes().any(|b| b.is_ascii_lowercase());
+        run.len() >= 32 || (run.len() >= 20 && upper && lower)
+    };
+    let splits = |c: char| !(c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=' | '_' | '-'));
+    text.chars().count() <= 80 && !text.chars().any(char::is_control) && !text.split(splits).any(like_a_key)
+}
+
+/// The scalar as text. Fails on a list, a map, nothing, or what YAML takes for a number or a truth value.
+pub(super) fn string<'a>(node: &'a Node, example: &str) -> Checked<&'a str> {
+    let scalar = scalar(node, example)?;
+    let what = match scalar.kind() {
+        Kind::Text => return Ok(&scalar.text),
+        Kind::Null => return Err(Wrong::new("it has no value", format!("write {example}"))),
+        Kind::Bool(_) => "a truth value to YAML",
+        Kind::Integer(_) | Kind::Float => "a number to YAML",
+    };
+    Err(Wrong::new(format!("{} is {what}, not text", shown(&scalar.text)), format!("write {example}")))
+}
+
+fn scalar<'a>(node: &'a Node, example: &str) -> Checked<&'a Scalar> {
+    let what = match &node.value {
+        Value::Scalar(scalar) => return Ok(scalar),
+        Value::List(_) => "it is a list",
+        Value::Map(_) => "it is a map",
+        Value::Tagged => "it has a tag (!…) that is not supported",
+    };
+    Err(Wrong::new(what, format!("write {example}")))
+}
+
+/// `true` or `false`, by YAML 1.2: `yes`, `on` and quoted values are text.
+pub(super) fn boolean(node: &Node) -> Checked<bool> {
+    let fix = "write true or false, without quotes";
+    let scalar = scalar(node, "true or false")?;
+    match scalar.kind() {
+        Kind::Bool(value) => Ok(value),
+        Kind::Null => Err(Wrong::new("it has no value", fix)),
+        _ => Err(Wrong::new(format!("{} is no truth value", shown(&scalar.text)), fix)),
+    }
+}
+
+/// A whole number within bounds.
+pub(super) fn number(node: &Node, least: u16, most: u16) -> Checked<u16> {
+    let fix = format!("write a number from {least} to {most}");
+    let scalar = scalar(node, &format!("a number from {least} to {most}"))?;
+    match scalar.kind() {
+        Kind::Integer(value) => value
+            .and_then(|value| u16::try_from(value).ok())
+            .filter(|value| (least..=most).contains(value))
+            .ok_or_else(|| Wrong::new(format!("{} is out of range", shown(&scalar.text)), fix)),
+        Kind::Null => Err(Wrong::new("it has no value", fix)),
+        Kind::Text if scalar.text.parse::<u16>().is_ok() => Err(Wrong::new(
+            format!("{} is text, since it is quoted", shown(&scalar.text)),
+            format!("{fix}, without quotes"),
+        )),
+        _ => Err(Wrong::new(format!("{} is no whole number", shown(&scalar.text)), fix)),
+    }
+}
+
+/// 32 bytes in base64, as `wg` writes them: 44 characters, the last one `=`.
+pub(super) fn key(node: &Node) -> Checked<Zeroizing<[u8; 32]>> {
+    let fix = "give 32 bytes in base64, 44 characters, as `wg genkey`, `wg pubkey` or `wg genpsk` print them";
+    let wrong = |message: &str| Wrong::new(message, fix);
+    let scalar = scalar(node, "32 bytes in base64")?;
+    match scalar.kind() {
+        Kind::Text => {}
+        Kind::Null => return Err(wrong("it has no value")),
+        _ => return Err(wrong("it is no base64 of 32 bytes")),
+    }
+    let text = scalar.text.as_str();
+    if text.contains(char::is_whitespace) {
+        return Err(wrong("there is white space in it"));
+    }
+    let Ok(bytes) = STANDARD.decode(text).map(Zeroizing::new) else {
+        return Err(wrong(if text.contains(['-', '_']) {
+            "it is no base64: `-` and `_` belong to the URL-safe alphabet"
+        } else if text.len() == 43 {
+            "it is no base64: the closing `=` is missing"
+        } else {
+            "it is no base64"
+        }));
+    };
+    let Ok(key) = <[u8; 32]>::try_from(bytes.as_slice()).map(Zeroizing::new) else {
+        return Err(wrong(&format!("it is {} bytes long, not 32", bytes.len())));
+    };
+    if *key == [0; 32] {
+        return Err(wrong("the key is all zero"));
+    }
+    Ok(key)
+}
+
+/// An address, an address/prefix, or a list of one.
+pub(super) fn vip(node: &Node) -> Result<Ipv4Addr, Vec<Wrong>> {
+    const EXAMPLE: &str = "one IPv4 address, such as 10.99.0.1";
+    let Value::List(items) = &node.value else { return one_vip(node).map_err(|wrong| vec![wrong]) };
+    let mut wrongs = Vec::new();
+    let mut vips = Vec::new();
+    for item in items {
+        match one_vip(item) {
+            Ok(vip) => vips.push(vip),
+            Err(wrong) => wrongs.push(Wrong { line: Some(item.line), ..wrong }),
+        }
+    }
+    match vips.as_slice() {
+        _ if !wrongs.is_empty() => Err(wrongs),
+        [vip] => Ok(*vip),
+        [] => Err(vec![Wrong::new("the list is empty", format!("write {EXAMPLE}"))]),
+        _ => Err(vec![Wrong::new(
+            format!("{} IPv4 addresses, and a tunnel has one", vips.len()),
+            "keep one, and make a tunnel of its own for each other",
+        )]),
+    }
+}
+
+fn one_vip(node: &Node) -> Checked<Ipv4Addr> {
+    const FIX: &str = "write one IPv4 address, such as 10.99.0.1";
+    let text = string(node, "one IPv4 address, such as 10.99.0.1")?;
+    let (address, prefix) = match text.split_once('/') {
+        Some((address, prefix)) => (address, Some(prefix)),
+        None => (text, None),
+    };
+    let address = match address.parse() {
+        Ok(IpAddr::V4(address)) => address,
+        Ok(IpAddr::V6(_)) => {
+            return Err(Wrong::new(format!("{} is IPv6, and IPv6 VIPs are not supported yet", shown(text)), FIX));
+        }
+        Err(_) => return Err(Wrong::new(format!("{} is no IP address", shown(text)), FIX)),
+    };
+    if let Some(why) = unusable_v4(address) {
+        return Err(Wrong::new(format!("{} is no usable VIP: it is {why}", shown(text)), FIX));
+    }
+    let Some(prefix) = prefix else { return Ok(address) };
+    let Some(net) = decimal(prefix).and_then(|prefix| Ipv4Net::new(address, prefix).ok()) else {
+        return Err(Wrong::new(
+            format!("{} has no sound prefix", shown(text)),
+            format!("write {address} alone, or with a prefix from /0 to /32"),
+        ));
+    };
+    // A /31 and a /32 have neither network nor broadcast address (RFC 3021).
+    if net.prefix_len() < 31 {
+        for (end, what) in [(net.network(), "network"), (net.broadcast(), "broadcast")] {
+            if address == end {
+                let message = format!("{} is no usable VIP: it is the {what} address of {}", shown(text), net.trunc());
+                return Err(Wrong::new(message, "write the address of a host, or leave the prefix out"));
+            }
+        }
+    }
+    Ok(address)
+}
+
+/// What keeps an address from being some host's (IANA special-purpose registry).
+fn unusable_v4(address: Ipv4Addr) -> Option<&'static str> {
+    match address.octets() {
+        [0, ..] => Some("in 0.0.0.0/8, \"this network\""),
+        [127, ..] => Some("a loopback address"),
+        [255, 255, 255, 255] => Some("the broadcast address"),
+        [224..=239, ..] => Some("a multicast address"),
+        [240..=255, ..] => Some("in the reserved range 240.0.0.0/4"),
+        _ => None,
+    }
+}
+
+fn unusable(address: IpAddr) -> Option<&'static str> {
+    match address {
+        // A hub on loopback is of no use in a pod, but it is some host's, and handy in a test.
+        IpAddr::V4(address) if address.is_loopback() => None,
+        IpAddr::V4(address) => unusable_v4(address),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Some("the unspecified address"),
+        IpAddr::V6(address) if address.is_multicast() => Some("a multicast address"),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// A number as people write it: no sign, no leading zero.
+fn decimal<T: FromStr + fmt::Display>(text: &str) -> Option<T> {
+    text.parse::<T>().ok().filter(|number| number.to_string() == text)
+}
+
+/// A list of CIDRs.
+pub(super) fn allowed_ips(node: &Node) -> Result<Vec<IpNet>, Vec<Wrong>> {
+    const EXAMPLE: &str = "a list of CIDRs, such as [10.0.0.0/8]";
+    let Value::List(items) = &node.value else {
+        let message = match string(node, EXAMPLE) {
+            Ok(text) => format!("{} is no list", shown(text)),
+            Err(wrong) => wrong.message,
+        };
+        return Err(vec![Wrong::new(message, format!("write {EXAMPLE}"))]);
+    };
+    if items.is_empty() {
+        let fix = "list CIDRs, or leave the key out to let all addresses in";
+        return Err(vec![Wrong::new("the list is empty, so nothing could come through", fix)]);
+    }
+    let mut wrongs = Vec::new();
+    let mut nets = Vec::new();
+    for item in items {
+        match cidr(item) {
+            Ok(net) => nets.push(net),
+            Err(wrong) => wrongs.push(Wrong { line: Some(item.line), ..wrong }),
+        }
+    }
+    if wrongs.is_empty() { Ok(nets) } else { Err(wrongs) }
+}
+
+fn cidr(node: &Node) -> Checked<IpNet> {
+    const EXAMPLE: &str = "a CIDR, such as 10.0.0.0/8";
+    let text = string(node, EXAMPLE)?;
+    let Some((address, prefix)) = text.split_once('/') else {
+        return Err(match text.parse::<IpAddr>() {
+            Ok(address) => {
+                Wrong::new(format!("{} has no prefix", shown(text)), format!("write {}", IpNet::from(address)))
+            }
+            Err(_) => Wrong::new(format!("{} is no CIDR", shown(text)), format!("write {EXAMPLE}")),
+        });
+    };
+    let Ok(address) = address.parse::<IpAddr>() else {
+        return Err(Wrong::new(format!("{} is no CIDR", shown(text)), format!("write {EXAMPLE}")));
+    };
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    let Some(net) = decimal(prefix).and_then(|prefix| IpNet::new(address, prefix).ok()) else {
+        return Err(Wrong::new(
+            format!("{} has no sound prefix", shown(text)),
+            format!("write a prefix from /0 to /{most}"),
+        ));
+    };
+    if net.trunc() != net {
+        return Err(Wrong::new(format!("{} has host bits set", shown(text)), format!("write {}", net.trunc())));
+    }
+    Ok(net)
+}
+
+/// `host:port`, `v4:port` or `[v6]:port`.
+pub(super) fn endpoint(node: &Node) -> Checked<Endpoint> {
+    const EXAMPLE: &str = "host:port, such as vpn.example.com:51820";
+    let fix = format!("write {EXAMPLE}");
+    let text = string(node, EXAMPLE)?;
+    if let Ok(address) = text.parse::<Ipv6Addr>() {
+        let message = format!("{} has no brackets", shown(text));
+        return Err(Wrong::new(message, format!("write [{address}]:51820, with the hub's port")));
+    }
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => rest.split_once("]:"),
+        None => text.rsplit_once(':'),
+    }
+    .ok_or_else(|| Wrong::new(format!("{} has no port", shown(text)), fix.clone()))?;
+    let host = if text.starts_with('[') {
+        let address = host.parse::<Ipv6Addr>().map(|address| Host::Address(IpAddr::V6(address)));
+        address.map_err(|_| Wrong::new(format!("{} has no IPv6 address in its brackets", shown(text)), fix.clone()))?
+    } else {
+        self::host(host).map_err(|why| Wrong::new(format!("{}: {why}", shown(text)), fix.clone()))?
+    };
+    if let Host::Address(address) = host
+        && let Some(why) = unusable(address)
+    {
+        return Err(Wrong::new(format!("{} is no hub's address: it is {why}", shown(text)), fix));
+    }
+    let port = decimal::<u16>(port).filter(|port| *port > 0);
+    let port =
+        port.ok_or_else(|| Wrong::new(format!("{} has a bad port", shown(text)), "write a port from 1 to 65535"))?;
+    Ok(Endpoint { host, port })
+}
+
+/// An address or a DNS name under which clients reach the hub.
+pub(super) fn public_address(node: &Node) -> Checked<Host> {
+    const EXAMPLE: &str = "an IP address or a DNS name, such as vpn.example.com";
+    let fix = format!("write {EXAMPLE}");
+    let text = string(node, EXAMPLE)?;
+    let host = match text.parse::<Ipv6Addr>() {
+        Ok(address) => Host::Address(IpAddr::V6(address)),
+        Err(_) => self::host(text).map_err(|why| Wrong::new(format!("{}: {why}", shown(text)), fix.clone()))?,
+    };
+    match host {
+        Host::Address(address) => match unusable(address) {
+            Some(why) => Err(Wrong::new(format!("{} is no client's way in: it is {why}", shown(text)), fix)),
+            None => Ok(host),
+        },
+        Host::Name(_) => Ok(host),
+    }
+}
+
+/// An IPv4 address or a DNS name (RFC 1123, with `_` since some resolvers' names have it).
+fn host(text: &str) -> Result<Host, &'static str> {
+    if let Ok(address) = text.parse::<Ipv4Addr>() {
+        return Ok(Host::Address(IpAddr::V4(address)));
+    }
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let sound = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if name.is_empty() {
+        return Err("there is no host");
+    }
+    if name.len() > 253 || !name.split('.').all(sound) {
+        return Err("this is neither an IPv4 address nor a DNS name (an IPv6 address goes in brackets)");
+    }
+    // No top-level domain is a number: resolvers take such a name for an address (WHATWG URL, "ends in a number").
+    if name.rsplit('.').next().is_some_and(|label| label.bytes().all(|b| b.is_ascii_digit())) {
+        return Err("this looks like an IPv4 address but is none");
+    }
+    Ok(Host::Name(text.to_owned()))
+}
