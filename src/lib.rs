@@ -1,7 +1,9 @@
 //! wirevip: a public address for a private Kubernetes cluster, over outbound WireGuard.
 
+pub mod api;
 pub mod clock;
 pub mod election;
+pub mod metrics;
 pub mod secret;
 pub mod services;
 pub mod tunnel;
