@@ -8,7 +8,7 @@ if ! have cargo-deny; then
   say "installing cargo-deny (minutes, once)"
   # A fast build of a tool that runs for a second: its own optimisation would cost more than it saves.
   CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-    cargo install cargo-deny --version 0.19.4 --locked --no-default-features --quiet --root target/tools --target-dir target/tools/build
+    cargo install cargo-deny --version 0.20.2 --locked --quiet --root target/tools --target-dir target/tools/build
 fi
 cargo deny --workspace --locked check licenses bans sources
 database=https://github.com/RustSec/advisory-db

@@ -44,7 +44,8 @@ trap 'rm -f "$log" "$log".*' EXIT
 status=0
 
 say "tests that need nothing special"
-timed "tests that need nothing special" cargo test --workspace --no-fail-fast --locked "$@" 2>&1 | tee "$log.1" || status=1
+ordinary() { cargo test --workspace --no-fail-fast --locked "$@" 2>&1 | tee "$log.1"; }
+timed "build, and tests that need nothing special" ordinary "$@" || status=1
 
 # `test NAME ... ignored, REASON`; a doc test's name has blanks in it, and no reason.
 sed -nE 's/^test (.*) \.\.\. ignored(, (.*))?$/\1\t\3/p' "$log.1" | sort -u >"$log.ignored"
@@ -75,8 +76,11 @@ done <"$log.ignored"
 if [ $runnable -gt 0 ]; then
   say "$runnable tests that need more: root, namespaces, an API server"
   # --exact makes --skip exact too: no test is left out because another's name is part of its own.
-  timed "tests that need more" "${privileged[@]}" cargo test --workspace --no-fail-fast --locked --lib --bins --tests \
-    "$@" -- --ignored --exact "${skip[@]}" 2>&1 | tee "$log.2" || status=1
+  demanding() {
+    "${privileged[@]}" cargo test --workspace --no-fail-fast --locked --lib --bins --tests \
+      "$@" -- --ignored --exact "${skip[@]}" 2>&1 | tee "$log.2"
+  }
+  timed "tests that need more" demanding "$@" || status=1
 fi
 
 count() { cat "$log.1" "$log.2" | sed -nE "s/^test result: .* ([0-9]+) $1[;.].*/\1/p" | awk '{n += $1} END {print n + 0}'; }
@@ -87,6 +91,7 @@ left=$(wc -l <"$log.left")
 [ $status = 0 ] || [ "$failed" -gt 0 ] || failed=1
 
 say "result"
+printf '   %s\n' "${timings[@]}" >&2
 cat "$log.left" >&2
 sed -nE 's/^test (.*) \.\.\. FAILED$/   failed: \1/p' "$log.1" "$log.2" >&2
 echo "$passed passed, $failed failed, $left skipped"
