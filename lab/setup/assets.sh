@@ -8,7 +8,7 @@ helm_version=v3.19.5
 # Helm believes in Kubernetes v1.20 unless its linker flags name another.
 kube_minor=34
 
-kube() {
+build_kube() {
   if [ -n "${KUBEBUILDER_ASSETS:-}" ] || { have kube-apiserver && have etcd; }; then
     note "kube-apiserver and etcd: those of KUBEBUILDER_ASSETS or PATH"
   elif [ -x target/kube/kube-apiserver ] && [ -x target/kube/etcd ]; then
@@ -23,7 +23,7 @@ kube() {
   fi
 }
 
-helm() {
+build_helm() {
   if have helm; then
     :
   elif ! have_go; then
@@ -41,6 +41,6 @@ helm() {
 }
 
 for asset in "$@"; do
-  case $asset in kube | helm) "$asset" ;; *) fail "assets.sh knows no '$asset'" ;; esac
+  case $asset in kube | helm) "build_$asset" ;; *) fail "assets.sh knows no '$asset'" ;; esac
 done
 [ ${#timings[@]} = 0 ] || printf '%s\n' "${timings[@]}" >&2

@@ -31,7 +31,7 @@ part() {
   {
     echo '# Rendered by `make manifests`; change charts/wirevip instead.'
     # These two labels would say that helm looks after the objects, which it does not.
-    helm template wirevip charts/wirevip --namespace wirevip "${show[@]}" |
+    helm template wirevip charts/wirevip --namespace wirevip --kube-version 1.34.0 "${show[@]}" |
       sed -e '/^ *helm\.sh\/chart:/d' -e '/^ *app\.kubernetes\.io\/managed-by:/d'
   } >"$file"
 }
