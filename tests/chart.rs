@@ -11,8 +11,11 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-/// Every right that `wirevip run` has: kind of role, API group, resource, the one name if bound to one, verb.
-const RIGHTS: &[(&str, &str, &str, Option<&str>, &[&str])] = &[
+/// Kind of role, API group, resource, the one name if bound to one, verbs.
+type Rights = (&'static str, &'static str, &'static str, Option<&'static str>, &'static [&'static str]);
+
+/// Every right that `wirevip run` has.
+const RIGHTS: &[Rights] = &[
     ("Role", "", "secrets", Some("wireguard"), &["get", "list", "watch"]),
     ("Role", "coordination.k8s.io", "leases", None, &["get", "list", "watch", "create", "update"]),
     ("ClusterRole", "", "services", None, &["list", "watch"]),
@@ -238,7 +241,7 @@ fn the_chart_goes_into_any_namespace_under_any_release_name() {
 #[test]
 #[ignore = "needs helm"]
 fn the_tun_device_is_given_only_where_the_backend_may_use_it() {
-    let table: &[(&[&str], bool)] = &[
+    let table: [(&[&str], bool); 4] = [
         (&[], false),
         (&["tun=true"], true),
         (&["config.backend=userspace"], true),

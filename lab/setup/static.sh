@@ -10,11 +10,11 @@ triple=$arch-unknown-linux-gnu
 lab/setup/packages.sh build
 lab/setup/rust.sh
 if [ "$arch" != "$(uname -m)" ]; then
-  [ "$arch" = aarch64 ] || fail "only arm64 can be built from another architecture"
-  lab/setup/packages.sh cross
+  lab/setup/packages.sh "cross_$arch"
   rustup target list --installed | grep -qx "$triple" || rustup target add "$triple" >&2
   # The linker for Rust, and the compiler for the C and assembly in ring.
-  export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
+  upper=$(tr 'a-z-' 'A-Z_' <<<"$triple")
+  export "CARGO_TARGET_${upper}_LINKER=$arch-linux-gnu-gcc" "CC_${triple//-/_}=$arch-linux-gnu-gcc"
 fi
 # With --target the flags are not used for build scripts and macros, which must stay dynamic.
 RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --package wirevip --bin wirevip --target "$triple"
