@@ -1,0 +1,66 @@
+# Two commands do all the set-up on a fresh Debian or Ubuntu machine: `make lab` and `make test`.
+# Everything a target needs is fetched by the scripts in lab/setup/, which say what they install.
+
+SETUP := lab/setup
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+export PATH := $(CURDIR)/target/tools/bin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test bench build assets check fmt clippy doc deny drift manifests arm64
+
+lab: ## Bring up a small internet in namespaces, take over three times, print the gaps
+	$(SETUP)/packages.sh lab
+	$(SETUP)/rust.sh
+	cargo build --release --locked --package wirevip --package lab
+	$(TARGET)/release/lab demo --bin $(TARGET)/release/wirevip
+
+test: ## Run every test this machine can run, and tell the rest as not run
+	$(SETUP)/packages.sh test
+	$(SETUP)/rust.sh
+	$(SETUP)/assets.sh kube helm
+	$(SETUP)/test.sh
+
+bench: ## Measure the gaps of many takeovers and the idle cost of a pod
+	$(SETUP)/packages.sh lab
+	$(SETUP)/rust.sh
+	cargo build --release --locked --package wirevip --package lab
+	$(TARGET)/release/lab bench --bin $(TARGET)/release/wirevip
+
+build: ## Build the static release binary for this machine
+	$(SETUP)/static.sh
+
+arm64: ## Build the static release binary for arm64
+	$(SETUP)/static.sh aarch64
+
+assets: ## Build what only tests need (kube-apiserver, etcd, helm) from Go modules
+	$(SETUP)/assets.sh kube helm
+
+check: fmt clippy doc deny drift ## Format, lints, docs, licences, manifests: all that CI checks beside the tests
+
+fmt: ## Fail when the code is not formatted
+	$(SETUP)/rust.sh rustfmt
+	cargo fmt --all --check
+
+clippy: ## Fail on any lint
+	$(SETUP)/packages.sh build
+	$(SETUP)/rust.sh clippy
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+doc: ## Fail when the code's documentation does not build cleanly
+	$(SETUP)/packages.sh build
+	$(SETUP)/rust.sh
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+
+deny: ## Fail on a licence that is not in deny.toml, or on a known vulnerability
+	$(SETUP)/deny.sh
+
+drift: ## Fail when manifests/ is not what the chart renders
+	$(SETUP)/assets.sh helm
+	$(SETUP)/manifests.sh --check
+
+manifests: ## Render the chart into manifests/
+	$(SETUP)/assets.sh helm
+	$(SETUP)/manifests.sh
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# packages.sh build|lab|test|cross_aarch64|cross_x86_64: installs what is missing of a set of Debian or Ubuntu packages, and says so.
+. "$(dirname "$0")/lib.sh"
+
+# What must be found, and the package that brings it.
+build="cc:gcc ld:binutils curl:curl"
+lab="$build ip:iproute2 nft:nftables nsenter:util-linux setpriv:util-linux ps:procps ping:iputils-ping wg:wireguard-tools wireguard-go:wireguard-go"
+test="$lab conntrack:conntrack iperf3:iperf3 tcpdump:tcpdump jq:jq openssl:openssl"
+cross_aarch64="aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu"
+cross_x86_64="x86_64-linux-gnu-gcc:gcc-x86-64-linux-gnu"
+
+[ $# -gt 0 ] || fail "usage: packages.sh build|lab|test|cross_aarch64|cross_x86_64 …"
+missing=()
+for set in "$@"; do
+  case $set in build | lab | test | cross_aarch64 | cross_x86_64) ;; *) fail "packages.sh knows no set '$set'" ;; esac
+  for pair in ${!set}; do
+    have "${pair%%:*}" || missing+=("${pair##*:}")
+  done
+done
+# Recommended by the cross compiler, and left out with --no-install-recommends: the other architecture's C library.
+case " $* " in *" cross_aarch64 "*) [ -e /usr/aarch64-linux-gnu/include/stdlib.h ] || missing+=(libc6-dev-arm64-cross) ;; esac
+case " $* " in *" cross_x86_64 "*) [ -e /usr/x86_64-linux-gnu/include/stdlib.h ] || missing+=(libc6-dev-amd64-cross) ;; esac
+# gcc alone brings no C library headers; ring's build needs them.
+[ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)
+[ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+have apt-get || fail "please install: ${missing[*]} (this machine has no apt-get, so it cannot be done for you)"
+say "installing with apt-get: ${missing[*]}"
+as_root apt-get -qq update </dev/null >&2 || fail "please run as root: apt-get update && apt-get install ${missing[*]}"
+as_root apt-get -qq install --no-install-recommends -y "${missing[@]}" </dev/null >&2 ||
+  fail "apt-get could not install ${missing[*]}: its message stands above"

@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# test.sh [CARGO TEST OPTION …]: runs every test that this machine can run, and tells the rest as not run.
+#
+# A test that needs more than an ordinary user's machine is marked `#[ignore = "needs …"]`. First the others run;
+# from that run's output come the ignored ones with their reasons. Those whose needs are met here run second.
+# A reason that `met` below does not know is a failure: a test must not be left out unnoticed.
+# Last line: `N passed, N failed, N skipped`. Exit 1 when anything failed.
+. "$(dirname "$0")/lib.sh"
+
+[ -z "${KUBEBUILDER_ASSETS:-}" ] && [ -x target/kube/kube-apiserver ] && export KUBEBUILDER_ASSETS=$top/target/kube
+
+# Namespaces need root, or a user namespace in which we are root.
+privileged=()
+root=no
+if is_root; then
+  root=yes
+elif unshare --map-root-user --net --mount true 2>/dev/null; then
+  root=yes
+  privileged=(unshare --map-root-user --net --mount)
+  note "not root: the tests that need root run in a user namespace"
+fi
+
+# met NEED: exit 0 when this machine has it, 1 (and why not) when not, 2 when nobody taught this script the word.
+met() {
+  case $1 in
+    root) [ $root = yes ] || { echo "not root, and no user namespaces here"; return 1; } ;;
+    kube-apiserver)
+      { [ -x "${KUBEBUILDER_ASSETS:-/nonexistent}/kube-apiserver" ] || { have kube-apiserver && have etcd; }; } ||
+        { echo "no kube-apiserver and etcd here: make assets builds them where Go 1.26 is"; return 1; } ;;
+    WireGuard)
+      "${privileged[@]}" unshare --net ip link add wgprobe type wireguard 2>/dev/null ||
+        { echo "this kernel has no WireGuard, or lets us make no link"; return 1; } ;;
+    helm) have helm || { echo "no helm here: make assets builds it where Go 1.26 is"; return 1; } ;;
+    Go) have_go || { echo "no Go 1.26 or newer here"; return 1; } ;;
+    *) return 2 ;;
+  esac
+}
+
+# The words of a reason that name a need, in the order in which they are asked for.
+needs_of() { grep -oE '\b(root|kube-apiserver|WireGuard|helm|Go)\b' <<<"$1" || true; }
+
+log=$(mktemp)
+trap 'rm -f "$log" "$log".*' EXIT
+status=0
+
+say "tests that need nothing special"
+ordinary() { cargo test --workspace --no-fail-fast --locked "$@" 2>&1 | tee "$log.1"; }
+timed "build, and tests that need nothing special" ordinary "$@" || status=1
+
+# `test NAME ... ignored, REASON`; a doc test's name has blanks in it, and no reason.
+sed -nE 's/^test (.*) \.\.\. ignored(, (.*))?$/\1\t\3/p' "$log.1" | sort -u >"$log.ignored"
+told=$(sed -nE 's/^test result: .* ([0-9]+) ignored;.*/\1/p' "$log.1" | awk '{n += $1} END {print n + 0}')
+seen=$(sed -nE '/^test .* \.\.\. ignored/p' "$log.1" | wc -l)
+[ "$told" = "$seen" ] || { note "cargo counts $told ignored tests, their lines are $seen: some output was garbled"; status=1; }
+
+skip=()
+: >"$log.left"
+runnable=0
+while IFS=$'\t' read -r name reason; do
+  why=
+  needs=$(needs_of "$reason")
+  if [ -z "$needs" ]; then
+    why="the reason '$reason' names no need that lab/setup/test.sh knows"
+    status=1
+  fi
+  for need in $needs; do why=$(met "$need") || break; done
+  if [ -n "$why" ]; then
+    skip+=(--skip "$name")
+    printf '   not run: %s (%s): %s\n' "$name" "${reason:-no reason given}" "$why" >>"$log.left"
+  else
+    runnable=$((runnable + 1))
+  fi
+done <"$log.ignored"
+
+: >"$log.2"
+if [ $runnable -gt 0 ]; then
+  say "$runnable tests that need more: root, namespaces, an API server"
+  # --exact makes --skip exact too: no test is left out because another's name is part of its own.
+  demanding() {
+    "${privileged[@]}" cargo test --workspace --no-fail-fast --locked --lib --bins --tests \
+      "$@" -- --ignored --exact "${skip[@]}" 2>&1 | tee "$log.2"
+  }
+  timed "tests that need more" demanding "$@" || status=1
+fi
+
+count() { cat "$log.1" "$log.2" | sed -nE "s/^test result: .* ([0-9]+) $1[;.].*/\1/p" | awk '{n += $1} END {print n + 0}'; }
+failed=$(count failed)
+passed=$(count passed)
+left=$(wc -l <"$log.left")
+# A test program that did not build or died tells no number.
+[ $status = 0 ] || [ "$failed" -gt 0 ] || failed=1
+
+say "result"
+printf '   %s\n' "${timings[@]}" >&2
+cat "$log.left" >&2
+sed -nE 's/^test (.*) \.\.\. FAILED$/   failed: \1/p' "$log.1" "$log.2" >&2
+echo "$passed passed, $failed failed, $left skipped"
+exit $status
