@@ -5,6 +5,7 @@ pub mod manifest;
 mod parse;
 mod settings;
 mod value;
+pub mod watch;
 mod yaml;
 
 use std::collections::BTreeMap;
