@@ -1,0 +1,64 @@
+//! Is anything of a world left on the machine?
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::clock::until;
+
+/// The namespaces and processes of a world.
+#[derive(Clone, Debug)]
+pub struct Census {
+    /// Network namespaces: number and name.
+    pub namespaces: BTreeMap<u64, String>,
+    /// Process ids.
+    pub processes: Vec<i32>,
+}
+
+impl Census {
+    /// What of it still exists, a line each. Namespaces are anonymous, so one exists only while a process or a
+    /// descriptor holds it.
+    pub fn leftovers(&self) -> Result<Vec<String>> {
+        let mut left = Vec::new();
+        for id in &self.processes {
+            if Path::new(&format!("/proc/{id}")).exists() {
+                let command = fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
+                left.push(format!("process {id}: {}", command.replace('\0', " ")));
+            }
+        }
+        for process in fs::read_dir("/proc")?.flatten() {
+            let is_process = process.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit());
+            if !is_process {
+                continue;
+            }
+            let mut links = vec![process.path().join("ns/net")];
+            // Processes end while we look, and others' may not be readable: neither holds anything of ours.
+            let open = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+            links.extend(open.map(|entry| entry.path()));
+            for link in links {
+                let Ok(target) = fs::read_link(&link) else { continue };
+                let number = target.to_str().and_then(|t| t.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok());
+                if let Some(name) = number.and_then(|number: u64| self.namespaces.get(&number)) {
+                    left.push(format!("namespace {name}, held by {}", link.display()));
+                }
+            }
+        }
+        Ok(left)
+    }
+
+    /// Waits until nothing is left.
+    pub fn expect_gone(&self, within: Duration) -> Result<()> {
+        let mut left = Vec::new();
+        let gone = until("the end of the world", within, || {
+            left = self.leftovers()?;
+            Ok(left.is_empty().then_some(()))
+        });
+        match gone {
+            Ok(()) => Ok(()),
+            Err(error) => bail!("{error:#}; still there:\n{}", left.join("\n")),
+        }
+    }
+}

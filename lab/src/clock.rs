@@ -1,0 +1,43 @@
+//! The lab's clock: monotonic moments, and how a wall-clock stamp (of the kernel, of a Lease) becomes one.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Result, anyhow};
+
+/// Now.
+#[expect(clippy::disallowed_methods, reason = "the lab measures from outside; this is its only clock")]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Now, by the wall clock.
+#[expect(clippy::disallowed_methods, reason = "the lab measures from outside; this is its only clock")]
+pub fn wall() -> SystemTime {
+    SystemTime::now()
+}
+
+/// The moment at which the wall clock showed `stamp`, if it was not set since.
+pub fn moment_of(stamp: SystemTime) -> Instant {
+    let (now, wall) = (now(), wall());
+    match wall.duration_since(stamp) {
+        Ok(ago) => now.checked_sub(ago).unwrap_or(now),
+        Err(ahead) => now + ahead.duration(),
+    }
+}
+
+/// Asks every 2 ms until there is an answer; after `within` an error that says what was waited for and the last refusal.
+pub fn until<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = now() + within;
+    loop {
+        let refusal = match ask() {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => None,
+            Err(refusal) => Some(refusal),
+        };
+        if now() >= deadline {
+            let why = refusal.map(|e| format!(": {e:#}")).unwrap_or_default();
+            return Err(anyhow!("waited {within:?} in vain for {what}{why}"));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
