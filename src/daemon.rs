@@ -23,7 +23,7 @@ use crate::tunnel::network::KernelNet;
 use crate::tunnel::preflight::preflight;
 use crate::tunnel::rtnl::Rtnl;
 use crate::tunnel::system::SystemLinks;
-use crate::tunnel::{HostNet, Nic};
+use crate::tunnel::{HostNet, PodNic};
 
 mod fleet;
 mod gauges;
@@ -97,7 +97,7 @@ async fn sweep(net: &KernelNet) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn follow_nic(net: &KernelNet, sender: watch::Sender<Nic>) {
+async fn follow_nic(net: &KernelNet, sender: watch::Sender<PodNic>) {
     loop {
         tokio::time::sleep(NIC_EVERY).await;
         match net.nic().await {

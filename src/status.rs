@@ -17,8 +17,8 @@ use crate::services::{Forwards, Protocol};
 use crate::tunnel::Backend;
 
 pub mod board;
-pub mod events;
-pub mod publish;
+
+
 
 /// One tunnel at one moment, as its actor knows it.
 #[derive(Clone, Debug)]

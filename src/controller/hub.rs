@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::secret::{Endpoint, Host, Tunnel};
-use crate::tunnel::resolve::Resolver;
+use crate::tunnel::PodNic;
+use crate::tunnel::resolve::{ResolveError, Resolved, Resolver};
 
 /// A hub that is silent for so long may have moved, or may be only one of several.
 const UNHEARD: Duration = Duration::from_secs(4);
@@ -16,21 +17,23 @@ const RETRY: Duration = Duration::from_secs(2);
 
 /// Publishes the hub's address until the settings' sender is gone.
 pub async fn follow(
-    resolver: Resolver,
+    nic: watch::Receiver<PodNic>,
     mut settings: watch::Receiver<Arc<Tunnel>>,
     mut unheard: watch::Receiver<Duration>,
     address: watch::Sender<Option<SocketAddr>>,
 ) {
     let mut told = None;
+    let mut resolver = None;
     loop {
         let endpoint = settings.borrow_and_update().endpoint.clone();
         let silent = *unheard.borrow_and_update() >= UNHEARD;
-        let wait = match resolver.resolve(&endpoint.host, endpoint.port).await {
+        let nic = nic.borrow().clone();
+        let wait = match resolve(&mut resolver, &endpoint, &nic).await {
             Ok(resolved) => {
                 let next = choose(&resolved.addresses, *address.borrow(), silent);
                 address.send_if_modified(|now| std::mem::replace(now, next) != next);
                 told = None;
-                resolved.valid_for
+                resolved.valid_for.unwrap_or(Duration::MAX)
             }
             Err(error) => {
                 // The last good address keeps serving.
@@ -50,6 +53,24 @@ pub async fn follow(
             () = tokio::time::sleep(wait), if changes => {}
         }
     }
+}
+
+/// The resolver is made when it is first needed, and again after a failure: `/etc/resolv.conf` may have been wrong.
+async fn resolve(
+    resolver: &mut Option<Resolver>,
+    endpoint: &Endpoint,
+    nic: &PodNic,
+) -> Result<Resolved, ResolveError> {
+    if let Host::Address(address) = endpoint.host {
+        return Ok(Resolved { addresses: vec![SocketAddr::new(address, endpoint.port)], valid_for: None });
+    }
+    let ready = match resolver.take() {
+        Some(ready) => ready,
+        None => Resolver::new()?,
+    };
+    let resolved = ready.resolve(&endpoint.host, endpoint.port, nic).await?;
+    *resolver = Some(ready);
+    Ok(resolved)
 }
 
 async fn unheard_again(unheard: &mut watch::Receiver<Duration>) {

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::future::join_all;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -21,16 +23,15 @@ use crate::election::campaign::Campaign;
 use crate::election::lease::KubeLease;
 use crate::metrics::Metrics;
 use crate::ruleset::NetlinkFirewall;
-use crate::secret::watch::State as SecretState;
+use crate::secret::watch::SecretState;
 use crate::secret::{Document, Settings, Tunnel, TunnelName};
 use crate::services::watch::Inputs;
 use crate::services::{self, Forwards, Translation, TunnelView};
 use crate::status::board::Board;
 use crate::status::{FaultsByTunnel, Snapshot};
 use crate::tunnel::network::KernelNet;
-use crate::tunnel::resolve::Resolver;
 use crate::tunnel::system::SystemLinks;
-use crate::tunnel::{Nic, Slot};
+use crate::tunnel::{PodNic, Slot};
 
 /// What the fleet is made from.
 pub(super) struct Parts {
@@ -41,7 +42,7 @@ pub(super) struct Parts {
     pub(super) metrics: Metrics,
     pub(super) board: Arc<Board>,
     pub(super) connection: Connection,
-    pub(super) nic: watch::Receiver<Nic>,
+    pub(super) nic: watch::Receiver<PodNic>,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -73,9 +74,8 @@ impl Fleet {
     /// Starts the watches.
     pub(super) fn new(parts: Parts) -> anyhow::Result<Self> {
         let client = &parts.connection.client;
-        let mut watches = JoinSet::new();
-        let secret = crate::secret::watch::spawn(client, &parts.config.namespace, &parts.config.secret_name, &mut watches);
-        let (services, more) = services::watch::spawn(client, parts.config.service_namespace.as_deref());
+        let secret = crate::secret::watch::spawn(client.clone(), &parts.config.namespace, &parts.config.secret_name);
+        let (services, watches) = services::watch::spawn(client, parts.config.service_namespace.as_deref());
         let herald = Herald::new(&parts);
         Ok(Self {
             parts,
@@ -109,14 +109,22 @@ impl Fleet {
     fn configure(&mut self) {
         let state = self.secret.borrow_and_update().clone();
         self.herald.secret(&state);
-        let SecretState::Data(bytes) = &state else {
-            self.parts.board.not_ready_because(state.to_string());
-            return;
+        let name = &self.parts.config.secret_name;
+        let document = match &state {
+            SecretState::Data { document, .. } => crate::secret::parse(document),
+            SecretState::NoKey { .. } => Document::absent(),
+            SecretState::Missing | SecretState::NotYet => {
+                // A deleted Secret removes nothing.
+                let why = format!("the Secret {name} does not exist in namespace {}; create it", self.parts.config.namespace);
+                self.parts.board.not_ready_because(why);
+                return;
+            }
         };
-        let change = self.settings.apply(crate::secret::parse(bytes));
+        let change = self.settings.apply(document);
         self.publish_faults();
         for name in &change.removed {
             if let Some(member) = self.members.remove(name) {
+                self.parts.board.remove(name);
                 tracing::info!(tunnel = %name, "left the Secret; taking it down");
                 self.dismiss(member);
             }
@@ -215,10 +223,49 @@ impl Fleet {
             stop: stop_rx,
         };
         let outputs = Outputs { snapshot, unheard, metrics: self.parts.metrics.clone() };
-        let predecessors = std::mem::take(&mut self.leaving);
-        let start = Start { slot, tunnel, inputs, outputs };
-        let (campaign, actor) = self.start(start, predecessors);
-        self.herald.listen(&mut aides, &name, snapshot_rx, campaign);
+        let parts = &self.parts;
+        let store = KubeLease::new(parts.connection.client.clone(), &parts.config.namespace, name.lease());
+        let campaign = match Elector::new(parts.config.election, &parts.board.pod().identity) {
+            Ok(elector) => Campaign::spawn(store, BootClock, elector, StdRng::from_os_rng()),
+            Err(error) => {
+                tracing::error!(tunnel = %name, %error, "no election can be held");
+                return;
+            }
+        };
+        let firewall = match NetlinkFirewall::open() {
+            Ok(firewall) => firewall,
+            Err(error) => {
+                tracing::error!(tunnel = %name, %error, "the tunnel cannot be run");
+                return;
+            }
+        };
+        self.herald.listen(&mut aides, &name, snapshot_rx, campaign.standing());
+        let controller = Controller::new(slot, parts.nic.borrow().clone(), tunnel);
+        let kernel = (Arc::clone(&parts.links), Arc::clone(&parts.net), firewall);
+        let actor = Actor::new(controller, kernel, parts.clock.clone(), campaign, inputs, outputs);
+        let (predecessors, board) = (std::mem::take(&mut self.leaving), Arc::clone(&parts.board));
+        let actor = tokio::spawn({
+            let name = name.clone();
+            async move {
+                join_all(predecessors).await;
+                actor.run(|| board.beat(&name)).await;
+            }
+        });
         self.members.insert(name, Member { slot, settings, forwards, stop, actor, _aides: aides });
+    }
+
+    fn dismiss(&mut self, member: Member) {
+        let Member { slot: _, settings, forwards, stop, actor, _aides } = member;
+        stop.send_replace(true);
+        self.leaving.push(tokio::spawn(async move {
+            // The actor's inputs stay as they are until it has ended.
+            let _ = actor.await;
+            drop((settings, forwards, _aides));
+        }));
+    }
+
+    fn free_slot(&self) -> Option<Slot> {
+        let taken: BTreeSet<Slot> = self.members.values().map(|member| member.slot).collect();
+        (1..=u8::MAX).filter_map(Slot::new).find(|slot| !taken.contains(slot))
     }
 }
