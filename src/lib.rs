@@ -2,6 +2,8 @@
 
 pub mod clock;
 pub mod election;
+pub mod fence;
+pub mod ruleset;
 pub mod secret;
 pub mod services;
 pub mod tunnel;
