@@ -8,6 +8,8 @@ pub mod controller;
 pub mod daemon;
 pub mod election;
 pub mod metrics;
+pub mod fence;
+pub mod ruleset;
 pub mod secret;
 pub mod services;
 pub mod status;
