@@ -3,27 +3,25 @@
 //! The order at start: clean up what an earlier life left (before any word with the API, I3) → check what is needed →
 //! listen → connect → watch. The order at the end: every tunnel down and its Lease given back, all at once, within 3 s.
 
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures::StreamExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::{self, Pages};
-use crate::api::client::{self, Connection, Credentials};
+use crate::api::client::{self, Credentials};
 use crate::cli::run::RunConfig;
-use crate::clock::{BootClock, Clock};
+use crate::clock::BootClock;
 use crate::metrics::Metrics;
-use crate::ruleset::{self, Firewall, Forget, NetlinkFirewall, Transaction};
+use crate::ruleset::{Firewall, Forget, NetlinkFirewall, Transaction};
 use crate::status::board::{Board, Pod};
 use crate::tunnel::network::KernelNet;
 use crate::tunnel::preflight::preflight;
 use crate::tunnel::rtnl::Rtnl;
 use crate::tunnel::system::SystemLinks;
-use crate::tunnel::{HostNet, PodNic};
+use crate::tunnel::{Backend, BackendChoice, HostNet, PodNic};
 
 mod fleet;
 mod gauges;
@@ -42,11 +40,18 @@ pub async fn run(config: RunConfig) -> anyhow::Result<()> {
     let clock = Arc::new(BootClock);
     let rtnl = Rtnl::open().context("cannot talk to the kernel's routing (rtnetlink)")?;
     let net = Arc::new(KernelNet::new(rtnl.clone()));
-    sweep(&net).await?;
-    let backend = preflight(config.backend, &rtnl).await.map_err(|missing| {
+    let swept = sweep(&net).await;
+    let choice = match config.backend {
+        None => BackendChoice::Auto,
+        Some(Backend::Kernel) => BackendChoice::Kernel,
+        Some(Backend::Userspace) => BackendChoice::Userspace,
+    };
+    let backend = preflight(choice, &rtnl).await.map_err(|missing| {
         let lines: Vec<_> = missing.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("this pod cannot run wirevip:\n  {}", lines.join("\n  "))
     })?;
+    // After the checks, whose words on a missing capability are plainer.
+    swept?;
     let links = Arc::new(SystemLinks::new(backend, rtnl).context("cannot prepare WireGuard")?);
     let listener = admin::listen(config.http_addr).await?;
 
@@ -90,7 +95,7 @@ async fn sweep(net: &KernelNet) -> anyhow::Result<()> {
     for table in &tables {
         firewall.commit(&Transaction::delete(table))?;
     }
-    let flows = firewall.forget(&Forget::Ours)?;
+    let flows = firewall.forget(&Forget::Everything)?;
     if swept != Default::default() || !tables.is_empty() || flows > 0 {
         tracing::info!(?swept, ?tables, flows, "removed what an earlier life had left");
     }

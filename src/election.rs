@@ -14,7 +14,7 @@
 
 pub mod campaign;
 mod elector;
-mod gate;
+pub mod gate;
 pub mod lease;
 pub mod testing;
 

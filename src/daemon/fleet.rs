@@ -26,7 +26,7 @@ use crate::ruleset::NetlinkFirewall;
 use crate::secret::watch::SecretState;
 use crate::secret::{Document, Settings, Tunnel, TunnelName};
 use crate::services::watch::Inputs;
-use crate::services::{self, Forwards, Translation, TunnelView};
+use crate::services::{self, Forwards, TunnelView};
 use crate::status::board::Board;
 use crate::status::{FaultsByTunnel, Snapshot};
 use crate::tunnel::network::KernelNet;

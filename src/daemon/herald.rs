@@ -1,6 +1,6 @@
 //! Tells what happens: each notice as one log line and one Event on the object it concerns.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
