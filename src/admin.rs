@@ -63,8 +63,6 @@ fn verdict(result: Result<(), String>) -> (StatusCode, String) {
 fn axum_json(report: &crate::status::PodReport) -> impl IntoResponse + use<> {
     match serde_json::to_string(report) {
         Ok(body) => (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], body),
-        Err(error) => {
-            (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], error.to_string())
-        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], error.to_string()),
     }
 }

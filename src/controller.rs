@@ -20,7 +20,7 @@ use crate::clock::Moment;
 use crate::election::{Leadership, Tenure};
 use crate::secret::Tunnel;
 use crate::services::Forwards;
-use crate::tunnel::{Change, LinkPlan, LinkStats, PodNic, PeerPlan, Slot, mtu_for};
+use crate::tunnel::{Change, LinkPlan, LinkStats, Nic, PeerPlan, Slot, derived_mtu};
 
 pub mod actor;
 pub mod hub;
@@ -50,7 +50,7 @@ pub enum Event {
     /// The hub's address, best first choice.
     Endpoint(SocketAddr),
     /// The pod's NIC changed.
-    Nic(PodNic),
+    Nic(Nic),
     /// The tunnel goes for good: it left the Secret, or the process ends.
     Stop,
 }
@@ -191,7 +191,7 @@ struct TableKey {
 #[derive(Debug)]
 pub struct Controller {
     slot: Slot,
-    nic: PodNic,
+    nic: Nic,
     settings: Arc<Tunnel>,
     forwards: Arc<Forwards>,
     endpoint: Option<SocketAddr>,
@@ -245,7 +245,7 @@ impl Step {
 
 impl Controller {
     /// A standby controller: nothing is there (the start-up sweep saw to that), nothing is known but the settings.
-    pub fn new(slot: Slot, nic: PodNic, settings: Arc<Tunnel>) -> Self {
+    pub fn new(slot: Slot, nic: Nic, settings: Arc<Tunnel>) -> Self {
         let zero = Moment::default();
         Self {
             slot,
@@ -599,7 +599,7 @@ impl Controller {
             vip: settings.vip,
             private_key: settings.private_key.clone(),
             listen_port: settings.listen_port,
-            mtu: settings.mtu.unwrap_or_else(|| mtu_for(self.nic.mtu, endpoint.ip())),
+            mtu: settings.mtu.unwrap_or_else(|| derived_mtu(self.nic.mtu, endpoint)),
             peer: PeerPlan {
                 public_key: settings.peer_public_key,
                 preshared_key: settings.preshared_key.clone(),

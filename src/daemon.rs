@@ -21,7 +21,7 @@ use crate::tunnel::network::KernelNet;
 use crate::tunnel::preflight::preflight;
 use crate::tunnel::rtnl::Rtnl;
 use crate::tunnel::system::SystemLinks;
-use crate::tunnel::{Backend, BackendChoice, HostNet, PodNic};
+use crate::tunnel::{Backend, BackendChoice, HostNet, Nic};
 
 mod fleet;
 mod gauges;
@@ -66,7 +66,17 @@ pub async fn run(config: RunConfig) -> anyhow::Result<()> {
     let nic = net.nic().await?;
     let (nic_sender, nic) = watch::channel(nic);
     let (stop_sender, stop) = watch::channel(false);
-    let fleet = Fleet::new(fleet::Parts { config, clock, links, net: Arc::clone(&net), metrics, board, connection, nic, stop })?;
+    let fleet = Fleet::new(fleet::Parts {
+        config,
+        clock,
+        links,
+        net: Arc::clone(&net),
+        metrics,
+        board,
+        connection,
+        nic,
+        stop,
+    })?;
     let mut fleet = tokio::spawn(fleet.run());
     tokio::select! {
         served = admin::serve(listener, pages) => anyhow::bail!("the HTTP server ended: {served:?}"),
@@ -102,7 +112,7 @@ async fn sweep(net: &KernelNet) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn follow_nic(net: &KernelNet, sender: watch::Sender<PodNic>) {
+async fn follow_nic(net: &KernelNet, sender: watch::Sender<Nic>) {
     loop {
         tokio::time::sleep(NIC_EVERY).await;
         match net.nic().await {

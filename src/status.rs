@@ -18,8 +18,6 @@ use crate::tunnel::Backend;
 
 pub mod board;
 
-
-
 /// One tunnel at one moment, as its actor knows it.
 #[derive(Clone, Debug)]
 pub struct Snapshot {

@@ -20,7 +20,7 @@ use crate::ruleset::{self, Firewall, Forget, Transaction};
 use crate::secret::Tunnel;
 use crate::services::Forwards;
 use crate::status::Snapshot;
-use crate::tunnel::{HostNet, LinkBackend, LinkError, LinkPlan, LinkStats, PodNic};
+use crate::tunnel::{HostNet, LinkBackend, LinkError, LinkPlan, LinkStats, Nic};
 
 /// Longer than any step takes on a machine that works.
 const STEP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ pub struct Inputs {
     /// The hub's address; `None` until it was resolved.
     pub endpoint: watch::Receiver<Option<SocketAddr>>,
     /// The pod's NIC.
-    pub nic: watch::Receiver<PodNic>,
+    pub nic: watch::Receiver<Nic>,
     /// True: take all down, give the Lease back, end.
     pub stop: watch::Receiver<bool>,
 }

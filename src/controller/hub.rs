@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::secret::{Endpoint, Host, Tunnel};
-use crate::tunnel::PodNic;
+use crate::tunnel::Nic;
 use crate::tunnel::resolve::{ResolveError, Resolved, Resolver};
 
 /// A hub that is silent for so long may have moved, or may be only one of several.
@@ -17,7 +17,7 @@ const RETRY: Duration = Duration::from_secs(2);
 
 /// Publishes the hub's address until the settings' sender is gone.
 pub async fn follow(
-    nic: watch::Receiver<PodNic>,
+    nic: watch::Receiver<Nic>,
     mut settings: watch::Receiver<Arc<Tunnel>>,
     mut unheard: watch::Receiver<Duration>,
     address: watch::Sender<Option<SocketAddr>>,
@@ -56,11 +56,7 @@ pub async fn follow(
 }
 
 /// The resolver is made when it is first needed, and again after a failure: `/etc/resolv.conf` may have been wrong.
-async fn resolve(
-    resolver: &mut Option<Resolver>,
-    endpoint: &Endpoint,
-    nic: &PodNic,
-) -> Result<Resolved, ResolveError> {
+async fn resolve(resolver: &mut Option<Resolver>, endpoint: &Endpoint, nic: &Nic) -> Result<Resolved, ResolveError> {
     if let Host::Address(address) = endpoint.host {
         return Ok(Resolved { addresses: vec![SocketAddr::new(address, endpoint.port)], valid_for: None });
     }
@@ -102,7 +98,8 @@ mod tests {
 
     #[test]
     fn an_address_is_kept_while_it_answers_and_left_when_it_is_silent_or_gone() {
-        let [a, b, c]: [SocketAddr; 3] = ["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"].map(|text| text.parse().unwrap());
+        let [a, b, c]: [SocketAddr; 3] =
+            ["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"].map(|text| text.parse().unwrap());
         assert_eq!(choose(&[a, b], None, false), Some(a));
         assert_eq!(choose(&[a, b], Some(b), false), Some(b));
         assert_eq!(choose(&[a, b], Some(b), true), Some(a));

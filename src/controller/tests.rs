@@ -29,8 +29,8 @@ fn settings(port: u16, keepalive: u16) -> Tunnel {
     }
 }
 
-fn nic() -> PodNic {
-    PodNic { name: "eth0".into(), index: 2, mtu: 1450, ipv4: None, ipv6: false }
+fn nic() -> Nic {
+    Nic { name: "eth0".into(), index: 2, mtu: 1450, ipv4: None, ipv6: false }
 }
 
 fn leading(until: Moment) -> Event {

@@ -31,7 +31,7 @@ use crate::status::board::Board;
 use crate::status::{FaultsByTunnel, Snapshot};
 use crate::tunnel::network::KernelNet;
 use crate::tunnel::system::SystemLinks;
-use crate::tunnel::{PodNic, Slot};
+use crate::tunnel::{Nic, Slot};
 
 /// What the fleet is made from.
 pub(super) struct Parts {
@@ -42,7 +42,7 @@ pub(super) struct Parts {
     pub(super) metrics: Metrics,
     pub(super) board: Arc<Board>,
     pub(super) connection: Connection,
-    pub(super) nic: watch::Receiver<PodNic>,
+    pub(super) nic: watch::Receiver<Nic>,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -115,7 +115,8 @@ impl Fleet {
             SecretState::NoKey { .. } => Document::absent(),
             SecretState::Missing | SecretState::NotYet => {
                 // A deleted Secret removes nothing.
-                let why = format!("the Secret {name} does not exist in namespace {}; create it", self.parts.config.namespace);
+                let why =
+                    format!("the Secret {name} does not exist in namespace {}; create it", self.parts.config.namespace);
                 self.parts.board.not_ready_because(why);
                 return;
             }
@@ -177,7 +178,8 @@ impl Fleet {
             })
             .collect();
         let sound: BTreeSet<&str> = views.iter().map(|view| view.name.as_str()).collect();
-        let faulty: BTreeSet<&str> = self.settings.faults().iter().filter_map(|fault| fault.tunnel.as_deref()).collect();
+        let faulty: BTreeSet<&str> =
+            self.settings.faults().iter().filter_map(|fault| fault.tunnel.as_deref()).collect();
         let settings = services::Settings {
             control_plane: self.parts.config.control_plane,
             control_plane_port: self.parts.config.control_plane_port,

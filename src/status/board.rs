@@ -50,7 +50,11 @@ impl Board {
     /// An empty board: not ready, because no Secret was seen.
     pub fn new(pod: Pod, clock: Arc<dyn Clock>) -> Self {
         let unready = Some("the Kubernetes API has not answered yet".to_owned());
-        Self { pod, clock, notes: Mutex::new(Notes { tunnels: BTreeMap::new(), faults: FaultsByTunnel::new(), unready }) }
+        Self {
+            pod,
+            clock,
+            notes: Mutex::new(Notes { tunnels: BTreeMap::new(), faults: FaultsByTunnel::new(), unready }),
+        }
     }
 
     /// Who this pod is.
@@ -123,10 +127,8 @@ impl Board {
         let notes = self.notes();
         let none = vec![];
         let faults_of = |name: &str| notes.faults.get(name).unwrap_or(&none);
-        let mut tunnels: BTreeMap<String, _> = snapshots
-            .iter()
-            .map(|(name, snapshot)| (name.to_string(), Some(snapshot)))
-            .collect();
+        let mut tunnels: BTreeMap<String, _> =
+            snapshots.iter().map(|(name, snapshot)| (name.to_string(), Some(snapshot))).collect();
         for name in notes.faults.keys().filter(|name| !name.is_empty()) {
             tunnels.entry(name.clone()).or_insert(None);
         }
