@@ -76,7 +76,7 @@ async fn unheard_again(unheard: &mut watch::Receiver<Duration>) {
             std::future::pending::<()>().await;
         }
         let silence = unheard.borrow_and_update().as_secs();
-        if silence >= UNHEARD.as_secs() && silence % UNHEARD.as_secs() == 0 {
+        if silence >= UNHEARD.as_secs() && silence.is_multiple_of(UNHEARD.as_secs()) {
             return;
         }
     }
