@@ -8,6 +8,7 @@ pub mod dns;
 pub mod gaps;
 pub mod hub;
 pub mod keys;
+pub mod api;
 pub mod netns;
 pub mod node;
 pub mod plan;

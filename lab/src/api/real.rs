@@ -1,0 +1,243 @@
+//! A real kube-apiserver over a real etcd, as processes in the API server's namespace.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::Request;
+use super::identity::{Certificates, Tokens};
+use crate::netns::Netns;
+
+const ETCD: &str = "127.0.0.1:2379";
+
+/// The two processes and their directory. All end when dropped.
+#[derive(Debug)]
+pub struct Real {
+    netns: Netns,
+    address: SocketAddr,
+    directory: Directory,
+    spawner: Spawner,
+    etcd: Child,
+    server: Option<Child>,
+}
+
+/// A directory that is removed with this value.
+#[derive(Debug)]
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // In the system's temporary directory: what cannot be removed now goes with the next boot.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Real {
+    /// Starts both; the API server may need a second before it answers. The namespace's loopback must be up.
+    pub fn start(netns: &Netns, address: SocketAddr, certificates: &Certificates, tokens: &Tokens) -> Result<Self> {
+        let directory = std::env::temp_dir().join(format!("wirevip-api-{:016x}", rand::random::<u64>()));
+        fs::create_dir_all(&directory)?;
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
+        let directory = Directory(directory);
+        let at = |name: &str| directory.0.join(name);
+        let account = rcgen::KeyPair::generate()?;
+        fs::write(at("server.crt"), &certificates.server_pem)?;
+        fs::write(at("server.key"), &certificates.key_pem)?;
+        fs::write(at("account.key"), account.serialize_pem())?;
+        fs::write(at("account.pub"), account.public_key_pem())?;
+        fs::write(at("tokens.csv"), tokens.file())?;
+        fs::write(at("audit.yaml"), AUDIT_POLICY)?;
+        let spawner = Spawner::start()?;
+        let mut command = supervised(netns, &asset("etcd")?);
+        command.arg("--data-dir").arg(at("etcd")).args([
+            "--unsafe-no-fsync",
+            "--log-level=warn",
+            &format!("--listen-client-urls=http://{ETCD}"),
+            &format!("--advertise-client-urls=http://{ETCD}"),
+            "--listen-peer-urls=http://127.0.0.1:2380",
+        ]);
+        let etcd = spawner.spawn(command, &at("etcd.log"))?;
+        let mut real = Self { netns: netns.clone(), address, directory, spawner, etcd, server: None };
+        real.resume()?;
+        Ok(real)
+    }
+
+    /// The API server again, on the same address with the same data.
+    pub fn resume(&mut self) -> Result<()> {
+        if self.server.is_some() {
+            return Ok(());
+        }
+        let at = |name: &str| self.directory.0.join(name).display().to_string();
+        let (ip, port) = (self.address.ip(), self.address.port());
+        let mut command = supervised(&self.netns, &asset("kube-apiserver")?);
+        command.args([
+            format!("--etcd-servers=http://{ETCD}"),
+            format!("--bind-address={ip}"),
+            format!("--advertise-address={ip}"),
+            format!("--secure-port={port}"),
+            format!("--tls-cert-file={}", at("server.crt")),
+            format!("--tls-private-key-file={}", at("server.key")),
+            format!("--cert-dir={}", at("certificates")),
+            "--service-account-issuer=https://kubernetes.default.svc".into(),
+            format!("--service-account-key-file={}", at("account.pub")),
+            format!("--service-account-signing-key-file={}", at("account.key")),
+            "--service-cluster-ip-range=10.96.0.0/16".into(),
+            "--authorization-mode=RBAC".into(),
+            format!("--token-auth-file={}", at("tokens.csv")),
+            // It would refuse pods until a controller has made each namespace's account, and none runs here.
+            "--disable-admission-plugins=ServiceAccount".into(),
+            format!("--audit-policy-file={}", at("audit.yaml")),
+            format!("--audit-log-path={}", at("audit.log")),
+            "--audit-log-mode=blocking".into(),
+        ]);
+        self.server = Some(self.spawner.spawn(command, &self.directory.0.join("kube-apiserver.log"))?);
+        Ok(())
+    }
+
+    /// Kills the API server: connections are reset, new ones refused.
+    pub fn stop(&mut self) -> Result<()> {
+        if let Some(mut server) = self.server.take() {
+            server.kill()?;
+            server.wait()?;
+        }
+        Ok(())
+    }
+
+    pub fn freeze(&mut self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    pub fn thaw(&mut self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let server = self.server.as_ref().context("the API server is stopped; resume it first")?;
+        kill(Pid::from_raw(i32::try_from(server.id())?), signal).context("cannot signal kube-apiserver")
+    }
+
+    /// An error with the end of its log if a process has ended by itself.
+    pub fn expect_running(&mut self) -> Result<()> {
+        for (child, log) in [(Some(&mut self.etcd), "etcd.log"), (self.server.as_mut(), "kube-apiserver.log")] {
+            if let Some(child) = child
+                && let Some(status) = child.try_wait()?
+            {
+                let said = fs::read_to_string(self.directory.0.join(log)).unwrap_or_default();
+                let lines: Vec<&str> = said.lines().collect();
+                bail!("{log} ends with ({status}):\n{}", lines[lines.len().saturating_sub(20)..].join("\n"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every request so far, from the audit log, in the order of their answers.
+    pub fn requests(&self, tokens: &Tokens) -> Vec<Request> {
+        let Ok(file) = File::open(self.directory.0.join("audit.log")) else { return Vec::new() };
+        let lines = BufReader::new(file).lines().map_while(Result::ok);
+        // The last line may be only half written.
+        lines.filter_map(|line| audited(&serde_json::from_str(&line).ok()?, tokens)).collect()
+    }
+}
+
+impl Drop for Real {
+    fn drop(&mut self) {
+        for child in self.server.iter_mut().chain([&mut self.etcd]) {
+            // Both fail only if it is gone already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn audited(event: &Value, tokens: &Tokens) -> Option<Request> {
+    let text = |path: &str| event.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let user = text("/user/username");
+    let (resource, subresource) = (text("/objectRef/resource"), text("/objectRef/subresource"));
+    // Its own house-keeping is no client's.
+    if user == "system:apiserver" || resource.is_empty() {
+        return None;
+    }
+    Some(Request {
+        at: text("/requestReceivedTimestamp").parse().ok()?,
+        user: tokens.label(&text("/user/uid")).unwrap_or(user),
+        verb: text("/verb"),
+        resource: if subresource.is_empty() { resource } else { format!("{resource}/{subresource}") },
+        namespace: text("/objectRef/namespace"),
+        name: text("/objectRef/name"),
+        code: event.pointer("/responseStatus/code").and_then(Value::as_u64).and_then(|code| code.try_into().ok())?,
+    })
+}
+
+/// A watch is told when it starts; everything else when it is answered.
+const AUDIT_POLICY: &str = r#"
+apiVersion: audit.k8s.io/v1
+kind: Policy
+rules:
+- level: None
+  users: ["system:apiserver"]
+- level: Metadata
+  verbs: [watch]
+  omitStages: [RequestReceived, ResponseComplete]
+- level: Metadata
+  omitStages: [RequestReceived, ResponseStarted]
+"#;
+
+/// Where a binary is: the directories named by the environment, then PATH, then what `lab/kube/build.sh` built.
+fn asset(name: &str) -> Result<PathBuf> {
+    let named = ["WIREVIP_KUBE_ASSETS", "KUBEBUILDER_ASSETS"];
+    let mut places: Vec<PathBuf> = named.iter().filter_map(std::env::var_os).map(PathBuf::from).collect();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Debian's etcd 3.4 on PATH is too old; what was built here is known to be right.
+    places.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/kube"));
+    places.extend(std::env::split_paths(&path));
+    places.iter().map(|place| place.join(name)).find(|file| file.is_file()).with_context(|| {
+        format!("no {name} found; run `lab/kube/build.sh target/kube`, or name its directory in WIREVIP_KUBE_ASSETS")
+    })
+}
+
+fn supervised(netns: &Netns, program: &Path) -> Command {
+    let mut command = netns.command("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
+/// Starts children from one thread that lives as long as they: the kernel's parent-death signal is sent when the
+/// *thread* that started a child ends.
+#[derive(Debug)]
+struct Spawner {
+    jobs: mpsc::Sender<(Command, mpsc::Sender<std::io::Result<Child>>)>,
+}
+
+impl Spawner {
+    fn start() -> Result<Self> {
+        let (jobs, inbox) = mpsc::channel::<(Command, mpsc::Sender<std::io::Result<Child>>)>();
+        std::thread::Builder::new().name("lab-kube-apiserver".into()).spawn(move || {
+            for (mut command, answer) in inbox {
+                let _ = answer.send(command.spawn());
+            }
+        })?;
+        Ok(Self { jobs })
+    }
+
+    fn spawn(&self, mut command: Command, log: &Path) -> Result<Child> {
+        let log = File::options().create(true).append(true).open(log)?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let program = format!("{command:?}");
+        let (answer, answered) = mpsc::channel();
+        self.jobs.send((command, answer)).map_err(|_| anyhow!("the thread that starts processes is gone"))?;
+        answered.recv()?.with_context(|| format!("cannot start {program}"))
+    }
+}
+
+/// How long a start may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
