@@ -1,5 +1,6 @@
 //! The proving ground: a small internet out of network namespaces, the real binary in it, and a client beyond the hub.
 
+pub mod api;
 pub mod backend;
 pub mod census;
 pub mod client;
@@ -8,7 +9,6 @@ pub mod dns;
 pub mod gaps;
 pub mod hub;
 pub mod keys;
-pub mod api;
 pub mod netns;
 pub mod node;
 pub mod plan;
