@@ -3,6 +3,8 @@
 mod clash;
 pub mod manifest;
 mod parse;
+#[cfg(test)]
+mod properties;
 mod settings;
 mod value;
 pub mod watch;

@@ -1,6 +1,6 @@
 //! The document of tunnels: bytes in, sound tunnels and every fault at once out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use x25519_dalek::{PublicKey as X25519Public, StaticSecret};
@@ -100,16 +100,17 @@ fn merged(node: &Node) -> Result<Vec<Entry>, Trouble> {
     let Value::Map(own) = &node.value else { return Err(trouble(node.line, "only a map can be merged (<<)", FIX)) };
     let is_merge = |key: &Node| matches!(&key.value, Value::Scalar(s) if s.style == Style::Plain && *s.text == "<<");
     let mut entries: Vec<Entry> = own.iter().filter(|(key, _)| !is_merge(key)).cloned().collect();
+    let mut known: BTreeSet<String> = entries.iter().filter_map(|(key, _)| name_of(key)).collect();
     for (_, source) in own.iter().filter(|(key, _)| is_merge(key)) {
         let sources: Vec<&Node> = match &source.value {
             Value::List(items) => items.iter().map(Rc::as_ref).collect(),
             _ => vec![source],
         };
         for source in sources {
-            let known: BTreeSet<String> = entries.iter().filter_map(|(key, _)| name_of(key)).collect();
-            entries.extend(
-                merged(source)?.into_iter().filter(|(key, _)| name_of(key).is_none_or(|k| !known.contains(&k))),
-            );
+            let mut brought = merged(source)?;
+            brought.retain(|(key, _)| name_of(key).is_none_or(|name| !known.contains(&name)));
+            known.extend(brought.iter().filter_map(|(key, _)| name_of(key)));
+            entries.append(&mut brought);
         }
     }
     Ok(entries)
@@ -132,7 +133,12 @@ impl Report {
     /// Notes a fault of the tunnel called `name` in the document.
     pub(super) fn fault(&mut self, line: usize, name: &str, key: Option<&str>, wrong: Wrong) {
         self.faulty.insert(name.to_owned());
-        let tunnel = if is_harmless(name) { name.to_owned() } else { "(name not shown)".to_owned() };
+        let tunnel = match name {
+            "" => "(no name)",
+            name if is_harmless(name) => name,
+            _ => "(name not shown)",
+        }
+        .to_owned();
         self.faults.push(Fault {
             line: wrong.line.unwrap_or(line),
             tunnel: Some(tunnel),
@@ -290,17 +296,17 @@ fn draft(report: &mut Report, line: usize, name: String, settings: &Node) -> Dra
             return draft;
         }
     };
-    let mut seen: Vec<(String, usize)> = Vec::new();
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     for (key, node) in &entries {
         let Some(text) = name_of(key) else {
             report.fault(key.line, &draft.name, None, Wrong::new("this is no key", "use the documented keys"));
             continue;
         };
-        if let Some((_, first)) = seen.iter().find(|(other, _)| *other == text) {
+        if let Some(first) = seen.get(&text) {
             let message = format!("the key is given twice, first in line {first}");
             report.fault(key.line, &draft.name, Some(&label(&text)), Wrong::new(message, "keep one of the two"));
         } else {
-            seen.push((text.clone(), key.line));
+            seen.insert(text.clone(), key.line);
         }
         if let Err(wrongs) = setting(&mut draft, &text, key.line, node) {
             for wrong in wrongs {
@@ -308,7 +314,7 @@ fn draft(report: &mut Report, line: usize, name: String, settings: &Node) -> Dra
             }
         }
     }
-    let given = |key: &str| seen.iter().any(|(other, _)| other == key);
+    let given = |key: &str| seen.contains_key(key);
     for (key, example) in [
         ("vip", "the address inside the tunnel that the hub forwards to"),
         ("privateKey", "what `wg genkey` prints"),
@@ -374,25 +380,24 @@ fn unknown(key: &str) -> Wrong {
     }
 }
 
-/// Edits (insert, delete, replace) from `a` to `b`, Levenshtein's. A text that is far too long is far away.
+/// Edits (insert, delete, replace, swap neighbours) from `a` to `b`. A text that is far too long is far away.
 fn distance(a: &str, b: &str) -> usize {
     if a.len() > 40 {
         return usize::MAX;
     }
-    let mut row: Vec<usize> = (0..=b.len()).collect();
+    let mut before = Vec::new();
+    let mut above: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (cell, y) in row.iter_mut().skip(1).zip(b.bytes()) {
-            let best = (diagonal + usize::from(x != y)).min(*cell + 1).min(left + 1);
-            diagonal = std::mem::replace(cell, best);
-            left = best;
+        let mut row = vec![i + 1];
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = above[j] + usize::from(x != y);
+            let edited = replaced.min(above[j + 1] + 1).min(row[j] + 1);
+            let swapped = i > 0 && j > 0 && a.as_bytes()[i - 1] == y && b.as_bytes()[j - 1] == x;
+            row.push(if swapped { edited.min(before[j - 1] + 1) } else { edited });
         }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
+        before = std::mem::replace(&mut above, row);
     }
-    row.last().copied().unwrap_or(usize::MAX)
+    above[b.len()]
 }
 
 /// A tunnel whose peer is itself: the most usual mix-up of keys.
