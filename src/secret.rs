@@ -6,6 +6,7 @@ mod parse;
 #[cfg(test)]
 mod properties;
 mod settings;
+mod suggest;
 mod value;
 pub mod watch;
 mod yaml;

@@ -192,6 +192,16 @@ fn tunnel_256_is_one_too_many() {
 }
 
 #[test]
+fn of_very_many_faults_a_thousand_are_told_and_the_rest_is_counted() {
+    let keys: String = (0..1500).map(|number| format!("  k{number}: x\n")).collect();
+    let (code, printed) = check_stdin(&[], format!("wg0:\n{keys}").as_bytes());
+    assert_eq!((code, printed.lines().count()), (Some(2), 1001));
+    // 1,500 unknown keys and 4 missing ones.
+    let last = printed.lines().last().unwrap();
+    assert_eq!(last, "-:1001: wg0: 504 more faults are not shown; correct those above first");
+}
+
+#[test]
 fn what_cannot_be_read_fails_and_says_which_file() {
     let output = check(&["-f", "absent.yaml"]);
     let stderr = String::from_utf8(output.stderr).unwrap();

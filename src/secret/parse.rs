@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::value::{self, Wrong, is_harmless, shown};
 use super::yaml::{self, Entry, Kind, Node, Style, Trouble, Value};
-use super::{Document, Endpoint, Fault, Host, PublicKey, SecretKey, Tunnel, TunnelName, clash};
+use super::{Document, Endpoint, Fault, Host, PublicKey, SecretKey, Tunnel, TunnelName, clash, suggest};
 
 /// Kubernetes takes no larger Secret.
 const MOST_BYTES: usize = 1 << 20;
@@ -16,36 +16,11 @@ const MOST_BYTES: usize = 1 << 20;
 /// Each tunnel of a pod has a number from 1 to 255 for its marks and routing table.
 const MOST_TUNNELS: usize = 255;
 
+/// Nobody reads more, and a hostile document shall not fill the memory with messages.
+const MOST_FAULTS: usize = 1000;
+
 /// The `listenPort` of the first tunnel that names none.
 const FIRST_PORT: u16 = 51820;
-
-/// The keys of a tunnel, as in contract.md, "Secret".
-const KEYS: [&str; 11] = [
-    "vip",
-    "privateKey",
-    "peerPublicKey",
-    "peerEndpoint",
-    "allowedIPs",
-    "listenPort",
-    "presharedKey",
-    "persistentKeepalive",
-    "mtu",
-    "controlPlane",
-    "publicAddress",
-];
-
-/// What people write who come from `wg-quick` or other charts.
-const MEANT: [(&str, &str); 9] = [
-    ("address", "vip"),
-    ("addresses", "vip"),
-    ("endpoint", "peerEndpoint"),
-    ("publickey", "peerPublicKey"),
-    ("peerkey", "peerPublicKey"),
-    ("psk", "presharedKey"),
-    ("keepalive", "persistentKeepalive"),
-    ("port", "listenPort"),
-    ("exposeapiserver", "controlPlane"),
-];
 
 /// Reads the document under the key `tunnels`. A document that cannot be read as a whole gives no tunnel and faults
 /// without a tunnel; else each tunnel is either among the sound ones or has at least one fault.
@@ -124,8 +99,11 @@ fn name_of(key: &Node) -> Option<String> {
 }
 
 /// Faults so far, and what they belong to.
+#[derive(Default)]
 pub(super) struct Report {
     faults: Vec<Fault>,
+    /// Faults beyond [`MOST_FAULTS`].
+    untold: usize,
     faulty: BTreeSet<String>,
 }
 
@@ -133,6 +111,10 @@ impl Report {
     /// Notes a fault of the tunnel called `name` in the document.
     pub(super) fn fault(&mut self, line: usize, name: &str, key: Option<&str>, wrong: Wrong) {
         self.faulty.insert(name.to_owned());
+        if self.faults.len() >= MOST_FAULTS {
+            self.untold += 1;
+            return;
+        }
         let tunnel = match name {
             "" => "(no name)",
             name if is_harmless(name) => name,
@@ -217,7 +199,7 @@ impl Draft {
 }
 
 fn tunnels(entries: &[Entry]) -> Document {
-    let mut report = Report { faults: Vec::new(), faulty: BTreeSet::new() };
+    let mut report = Report::default();
     let mut drafts: Vec<Draft> = Vec::new();
     for (position, (key, settings)) in entries.iter().enumerate() {
         let name = match &key.value {
@@ -228,6 +210,7 @@ fn tunnels(entries: &[Entry]) -> Document {
         if position >= MOST_TUNNELS {
             let wrong = Wrong::new(format!("this is tunnel {}", position + 1), format!("keep at most {MOST_TUNNELS}"));
             report.fault(key.line, &name, None, wrong);
+            continue;
         }
         let mut draft = draft(&mut report, key.line, name, settings);
         if draft.listen_port.is_none() && draft.default_port {
@@ -239,8 +222,12 @@ fn tunnels(entries: &[Entry]) -> Document {
         drafts.push(draft);
     }
     clash::check(&mut report, &drafts);
-    let Report { mut faults, faulty } = report;
+    let Report { mut faults, untold, faulty } = report;
     faults.sort_by_key(|fault| fault.line);
+    if let Some(last) = faults.last().filter(|_| untold > 0) {
+        let message = format!("{untold} more faults are not shown");
+        faults.push(Fault { key: None, message, fix: "correct those above first".to_owned(), ..last.clone() });
+    }
     let lines = drafts.iter().filter_map(|draft| Some((TunnelName::new(&draft.name)?, draft.line))).collect();
     let sound = drafts.into_iter().filter(|draft| !faulty.contains(&draft.name));
     Document { tunnels: sound.filter_map(Draft::into_tunnel).collect(), faults, lines }
@@ -365,39 +352,8 @@ fn setting(draft: &mut Draft, key: &str, line: usize, node: &Node) -> Result<(),
         "mtu" => keep(&mut draft.mtu, line, value::number(node, 1280, 9000)),
         "controlPlane" => keep(&mut draft.control_plane, line, value::boolean(node)),
         "publicAddress" => keep(&mut draft.public_address, line, value::public_address(node)),
-        _ => Err(vec![unknown(key)]),
+        _ => Err(vec![suggest::unknown(key)]),
     }
-}
-
-fn unknown(key: &str) -> Wrong {
-    let lower = key.to_ascii_lowercase().replace(['-', '_', ' '], "");
-    let by_habit = MEANT.iter().find(|(habit, _)| *habit == lower).map(|(_, meant)| *meant);
-    let nearest = KEYS.iter().map(|known| (distance(&lower, &known.to_ascii_lowercase()), *known)).min();
-    let meant = by_habit.or(nearest.filter(|(steps, known)| *steps <= 1 + known.len() / 5).map(|(_, known)| known));
-    match meant {
-        Some(meant) => Wrong::new("there is no such key", format!("did you mean `{meant}`?")),
-        None => Wrong::new("there is no such key", format!("use one of {}", KEYS.join(", "))),
-    }
-}
-
-/// Edits (insert, delete, replace, swap neighbours) from `a` to `b`. A text that is far too long is far away.
-fn distance(a: &str, b: &str) -> usize {
-    if a.len() > 40 {
-        return usize::MAX;
-    }
-    let mut before = Vec::new();
-    let mut above: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, y) in b.bytes().enumerate() {
-            let replaced = above[j] + usize::from(x != y);
-            let edited = replaced.min(above[j + 1] + 1).min(row[j] + 1);
-            let swapped = i > 0 && j > 0 && a.as_bytes()[i - 1] == y && b.as_bytes()[j - 1] == x;
-            row.push(if swapped { edited.min(before[j - 1] + 1) } else { edited });
-        }
-        before = std::mem::replace(&mut above, row);
-    }
-    above[b.len()]
 }
 
 /// A tunnel whose peer is itself: the most usual mix-up of keys.
