@@ -3,7 +3,10 @@
 mod clash;
 pub mod manifest;
 mod parse;
+#[cfg(test)]
+mod properties;
 mod settings;
+mod suggest;
 mod value;
 pub mod watch;
 mod yaml;
