@@ -36,12 +36,10 @@ fmt: ## Fail when the code is not formatted
 	cargo fmt --all --check
 
 clippy: ## Fail on any lint
-	$(SETUP)/packages.sh build
 	$(SETUP)/rust.sh clippy
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 doc: ## Fail when the code's documentation does not build cleanly
-	$(SETUP)/packages.sh build
 	$(SETUP)/rust.sh
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 
