@@ -1,0 +1,5 @@
+//! What is told to the outside.
+
+pub mod events;
+pub mod ingress;
+pub mod publish;
