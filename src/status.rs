@@ -17,6 +17,9 @@ use crate::services::{Forwards, Protocol};
 use crate::tunnel::Backend;
 
 pub mod board;
+pub mod events;
+pub mod ingress;
+pub mod publish;
 
 /// One tunnel at one moment, as its actor knows it.
 #[derive(Clone, Debug)]
