@@ -1,8 +1,8 @@
 //! What the kernel is told about packets: forwards in, tables out, and the seam to the kernel.
 //!
 //! What must hold:
-//! - A tunnel's forwards are one table, rendered whole and replaced whole in one transaction (I4). Packets see the old
-//!   one or the new one, never something between.
+//! - A tunnel's forwards are one table, rendered whole and replaced whole (I4). Every packet finds the old one or the
+//!   new one: see [`apply`].
 //! - A table matches only its own link and its own marks, so that tunnels never disturb one another (I5).
 //! - A forward without backends is refused at once (I6). What is not forwarded is refused where it names the VIP, and
 //!   dropped elsewhere.
@@ -94,9 +94,46 @@ pub enum FirewallError {
     },
 }
 
-/// Name of the table that holds a tunnel's forwards.
-pub fn forwards_table(tunnel: &TunnelName) -> String {
-    format!("{PREFIX}{}", unambiguous(tunnel))
+/// Names of the tables that may hold a tunnel's forwards; all but for an instant only one of them is there.
+pub fn forwards_tables(tunnel: &TunnelName) -> [String; 2] {
+    let name = format!("{PREFIX}{}", unambiguous(tunnel));
+    // No tunnel's name has a slash in it.
+    let second = format!("{name}/2");
+    [name, second]
+}
+
+/// Puts the tunnel's forwards in place of those that stand, without losing a packet; and clears up if an earlier
+/// attempt ended halfway.
+///
+/// Not by one transaction: a packet on its way through a hook asks each chain there which generation of the ruleset it
+/// is, and between two chains the answer may change, so that neither the old table nor the new one takes it. (Seen: one
+/// new connection in some 100,000 replacements' worth was refused.) So the new one is there before the old one goes.
+pub fn apply(firewall: &mut dyn Firewall, plan: &Plan<'_>) -> Result<(), FirewallError> {
+    let mut table = render(plan);
+    let present = firewall.tables()?;
+    let [first, second] = forwards_tables(plan.tunnel);
+    let (new, old) = if present.contains(&first) { (second, first) } else { (first, second) };
+    table.name = new;
+    firewall.commit(&Transaction::replace(table))?;
+    if present.contains(&old) {
+        firewall.commit(&Transaction::delete(&old))?;
+    }
+    Ok(())
+}
+
+/// Do the tunnel's forwards stand as [`apply`] last put them?
+pub fn stands(firewall: &mut dyn Firewall, tunnel: &TunnelName) -> Result<bool, FirewallError> {
+    let mut standing = false;
+    for table in forwards_tables(tunnel) {
+        standing |= firewall.intact(&table)?;
+    }
+    Ok(standing)
+}
+
+/// Takes the tunnel's forwards away.
+pub fn remove(tunnel: &TunnelName) -> Transaction {
+    let [first, second] = forwards_tables(tunnel);
+    Transaction::delete(&first).then(Transaction::delete(&second))
 }
 
 /// Name of the table that holds a tunnel's fence.

@@ -154,6 +154,12 @@ fn new_set(table: &str, set: &Set) -> NfTablesMessage {
         SetAttribute::KeyLen(length_of(&set.key)),
         SetAttribute::Id(1),
     ];
+    if set.key == [Datatype::Number] {
+        // For nft's listing alone: `NFTNL_UDATA_SET_KEYBYTEORDER`, four bytes, host order. Else slot 1 reads 0x1000000.
+        let mut order = vec![0, 4];
+        order.extend(1u32.to_ne_bytes());
+        attributes.push(SetAttribute::UserData(order));
+    }
     match &set.value {
         SetValue::Nothing => {}
         SetValue::Verdict => {
