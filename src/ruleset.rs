@@ -166,3 +166,88 @@ pub fn vanished(old: &Forwards, new: &Forwards, vip: Ipv4Addr) -> Vec<Flow> {
 pub(crate) const fn is_ours(mark: u32) -> bool {
     mark & Slot::MARK_MASK != 0
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::net::SocketAddrV4;
+    use std::sync::Arc;
+
+    use super::testing::FakeFirewall;
+    use super::*;
+    use crate::clock::TokioClock;
+    use crate::services::{Forward, Owner, VipPort};
+
+    fn name(text: &str) -> TunnelName {
+        TunnelName::new(text).unwrap()
+    }
+
+    #[test]
+    fn no_two_tunnels_share_a_table_whatever_they_are_called() {
+        let tunnels = ["a", "a_", "a_fence", "a_fence_", "a_fence__", "_fence", "fence", "a_fence_fence", "A"];
+        let tables: Vec<String> = tunnels
+            .iter()
+            .flat_map(|text| {
+                let [first, second] = forwards_tables(&name(text));
+                [first, second, fence_table(&name(text))]
+            })
+            .collect();
+        assert_eq!(tables.iter().collect::<BTreeSet<_>>().len(), tables.len(), "{tables:?}");
+        assert!(tables.iter().all(|table| table.starts_with(PREFIX)));
+        assert_eq!(forwards_tables(&name("wg0"))[0], "wirevip_wg0");
+        assert_eq!(fence_table(&name("wg0")), "wirevip_wg0_fence");
+    }
+
+    fn forwards(entries: &[(Protocol, u16, &[u8])]) -> Forwards {
+        entries
+            .iter()
+            .map(|(protocol, port, hosts)| {
+                let backends = hosts.iter().map(|host| backend(*host)).collect();
+                let owner = Owner::ControlPlane;
+                let forward = Forward { owner, backends, client_ip_affinity: false, source_ranges: Vec::new() };
+                (VipPort { protocol: *protocol, port: *port }, forward)
+            })
+            .collect()
+    }
+
+    fn backend(host: u8) -> SocketAddrV4 {
+        SocketAddrV4::new([10, 0, 0, host].into(), 53)
+    }
+
+    #[test]
+    fn only_udp_flows_to_backends_no_longer_chosen_vanish() {
+        use Protocol::{Sctp, Tcp, Udp};
+        let vip = Ipv4Addr::new(10, 1, 0, 1);
+        let old =
+            forwards(&[(Udp, 53, &[1, 2]), (Udp, 54, &[1]), (Udp, 55, &[1]), (Tcp, 53, &[1, 2]), (Sctp, 53, &[2])]);
+        let new = forwards(&[(Udp, 53, &[2, 3]), (Udp, 54, &[]), (Tcp, 53, &[3])]);
+        let flow = |port, host| Flow { vip, port: VipPort { protocol: Udp, port }, backend: backend(host) };
+        assert_eq!(vanished(&old, &new, vip), [flow(53, 1), flow(54, 1), flow(55, 1)]);
+        assert_eq!(vanished(&new, &new, vip), []);
+    }
+
+    #[test]
+    fn one_table_is_left_after_each_apply_also_after_one_that_ended_halfway() {
+        let clock = Arc::new(TokioClock::new());
+        let mut firewall = FakeFirewall::new(clock);
+        let (tunnel, forwards) = (name("wg0"), Forwards::new());
+        let slot = Slot::new(1).unwrap();
+        let plan =
+            Plan { tunnel: &tunnel, slot, vip: Ipv4Addr::LOCALHOST, pod_nic: "eth0", mtu: 1390, forwards: &forwards };
+        assert!(!stands(&mut firewall, &tunnel).unwrap());
+        for round in 0..4 {
+            apply(&mut firewall, &plan).unwrap();
+            assert_eq!(firewall.tables().unwrap().len(), 1, "round {round}");
+            assert!(stands(&mut firewall, &tunnel).unwrap());
+        }
+        // The new one was put up, the old one not yet taken away.
+        firewall.commit(&Transaction::replace(render(&plan))).unwrap();
+        let mut second = render(&plan);
+        second.name = forwards_tables(&tunnel)[1].clone();
+        firewall.commit(&Transaction::replace(second)).unwrap();
+        apply(&mut firewall, &plan).unwrap();
+        assert_eq!(firewall.tables().unwrap().len(), 1);
+        firewall.commit(&remove(&tunnel)).unwrap();
+        assert_eq!(firewall.tables().unwrap(), Vec::<String>::new());
+    }
+}

@@ -307,3 +307,136 @@ fn base(name: &str, (kind, hook, priority): (ChainKind, Hook, i32), rules: Vec<R
 fn inner(name: &str, rules: Vec<Rule>) -> Chain {
     Chain { name: name.to_owned(), base: None, rules }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::collection::{btree_map, btree_set, vec};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::services::Owner;
+
+    fn any_forwards() -> impl Strategy<Value = Forwards> {
+        let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)];
+        let port = (protocol, 1u16..).prop_map(|(protocol, port)| VipPort { protocol, port });
+        let backend = (any::<u32>(), 1u16..).prop_map(|(ip, port)| SocketAddrV4::new(ip.into(), port));
+        let range = (any::<u32>(), 0u8..=32)
+            .prop_filter_map("a length up to 32", |(ip, length)| ipnet::Ipv4Net::new(ip.into(), length).ok());
+        let forward = (btree_set(backend, 0..40), any::<bool>(), vec(range.prop_map(|range| range.trunc()), 0..4));
+        btree_map(
+            port,
+            forward.prop_map(|(backends, client_ip_affinity, source_ranges)| Forward {
+                owner: Owner::ControlPlane,
+                backends: backends.into_iter().collect(),
+                client_ip_affinity,
+                source_ranges,
+            }),
+            0..30,
+        )
+    }
+
+    fn rendered(forwards: &Forwards) -> Table {
+        let tunnel = TunnelName::new("wg0").unwrap();
+        let slot = Slot::new(7).unwrap();
+        render(&Plan { tunnel: &tunnel, slot, vip: Ipv4Addr::new(10, 0, 0, 1), pod_nic: "eth0", mtu: 1390, forwards })
+    }
+
+    fn targets(table: &Table) -> impl Iterator<Item = &String> {
+        let of_rules =
+            table.chains.iter().flat_map(|chain| chain.rules.iter().flatten()).filter_map(|expr| match expr {
+                Expr::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => Some(chain),
+                _ => None,
+            });
+        let of_maps = table.sets.iter().flat_map(|set| &set.elements).filter_map(|element| match &element.value {
+            Some(ElementValue::Verdict(Verdict::Goto(chain))) => Some(chain),
+            _ => None,
+        });
+        of_rules.chain(of_maps)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        #[test]
+        fn each_forward_has_exactly_one_entry_in_the_map_of_ports(forwards in any_forwards()) {
+            let table = rendered(&forwards);
+            let ports: Vec<&Vec<u8>> = table.sets[0].elements.iter().map(|element| &element.key).collect();
+            let expected: Vec<Vec<u8>> = forwards.keys().map(|port| port_key(*port)).collect();
+            prop_assert_eq!(ports, expected.iter().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn names_are_unique_and_all_that_is_named_is_there(forwards in any_forwards()) {
+            let table = rendered(&forwards);
+            let chains: BTreeSet<&String> = table.chains.iter().map(|chain| &chain.name).collect();
+            prop_assert_eq!(chains.len(), table.chains.len());
+            for target in targets(&table) {
+                prop_assert!(chains.contains(target), "no chain {}", target);
+            }
+            let sets: BTreeSet<&String> = table.sets.iter().map(|set| &set.name).collect();
+            prop_assert_eq!(sets.len(), table.sets.len());
+            for name in chains.iter().chain(&sets) {
+                let (first, rest) = name.split_at(1);
+                prop_assert!(first.bytes().all(|b| b.is_ascii_lowercase()), "nft cannot read {}", name);
+                prop_assert!(rest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'), "nft cannot read {}", name);
+            }
+        }
+
+        #[test]
+        fn every_slot_that_a_hash_can_give_holds_one_of_the_forwards_backends(forwards in any_forwards()) {
+            let table = rendered(&forwards);
+            let (mut offered, many) = (0, forwards.values().filter(|forward| forward.backends.len() > 1));
+            for (port, forward) in &forwards {
+                let name = chain_name(*port);
+                let picks = table.chains.iter().filter(|c| c.name == name || c.name == format!("{name}-pick"));
+                for rule in picks.flat_map(|chain| &chain.rules) {
+                    let [.., Expr::Hash { modulus, offset, .. }, Expr::Lookup { map, .. }, _] = rule.as_slice() else {
+                        continue;
+                    };
+                    offered += 1;
+                    let set = table.sets.iter().find(|set| set.name == *map).unwrap();
+                    let slots: BTreeSet<Vec<u8>> = (*offset..offset + modulus)
+                        .map(|slot| match &set.elements[slot as usize] {
+                            Element { key, value: Some(ElementValue::Data(value)), .. } => {
+                                assert_eq!(*key, slot.to_ne_bytes());
+                                value[..6].to_vec()
+                            }
+                            other => unreachable!("{other:?}"),
+                        })
+                        .collect();
+                    let backends = forward.backends.iter().map(|b| [&b.ip().octets()[..], &b.port().to_be_bytes()].concat());
+                    let backends: BTreeSet<Vec<u8>> = backends.collect();
+                    prop_assert!(slots.is_subset(&backends));
+                    prop_assert!(forward.client_ip_affinity || slots == backends);
+                }
+            }
+            prop_assert_eq!(offered, many.count());
+        }
+    }
+
+    #[test]
+    fn every_rule_of_a_base_chain_is_tied_to_the_link_the_mark_or_the_pods_own_interface() {
+        for chain in rendered(&Forwards::new()).chains.iter().filter(|chain| chain.base.is_some()) {
+            for rule in &chain.rules {
+                let tied = rule.iter().any(|expr| {
+                    matches!(expr, Expr::Meta(Meta::InName | Meta::OutName, _))
+                        || matches!(expr, Expr::Ct(super::super::model::Ct::Mark, _))
+                });
+                assert!(tied, "a rule of {} would touch other tunnels' packets: {rule:?}", chain.name);
+            }
+        }
+    }
+
+    #[test]
+    fn forwards_without_backends_have_no_rule_that_sends_anywhere() {
+        let forward =
+            Forward { owner: Owner::ControlPlane, backends: vec![], client_ip_affinity: true, source_ranges: vec![] };
+        let port = VipPort { protocol: Protocol::Tcp, port: 80 };
+        let table = rendered(&[(port, forward)].into());
+        assert!(
+            table.chains.iter().flat_map(|chain| chain.rules.iter().flatten()).all(|e| !matches!(e, Expr::Dnat { .. }))
+        );
+    }
+}
