@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::netns::Netns;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket};
 use wirevip::fence;
 use wirevip::ruleset::{self, Firewall, Forget, NetlinkFirewall, Plan, Transaction};
 use wirevip::secret::TunnelName;
@@ -603,6 +605,104 @@ fn a_failing_transaction_changes_nothing_and_says_which_step_failed() -> Result<
     ensure!(world.pod.sh("nft list ruleset")? == before, "half a transaction was done");
     ensure!(world.firewall.intact("wirevip_wg0")?, "still as it was");
     Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_answer_outside_its_flows_window_does_not_make_the_pod_reset_the_backend() -> Result<()> {
+    let mut world = World::new()?;
+    let server = &world.backends[0];
+    let listener = server.run(|| Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8080))?))?;
+    server.sh("nft add table ip watch")?;
+    server.sh("nft add chain ip watch in { type filter hook input priority 0 ; }")?;
+    server.sh("nft add rule ip watch in tcp flags & rst == rst counter")?;
+    let forwards: Forwards = [(vip_port(Protocol::Tcp, 80), forward(&[backend(0, 8080)]))].into();
+    world.apply(&forwards)?;
+    let _client = world.client.run(|| Ok(TcpStream::connect_timeout(&(VIP, 80).into(), PATIENCE)?))?;
+    let (_accepted, SocketAddr::V4(peer)) = listener.accept()? else { bail!("not IPv4") };
+
+    let mut stray = [&8080u16.to_be_bytes()[..], &peer.port().to_be_bytes(), &[0x7f; 8], &[5 << 4, 16, 1, 0]].concat();
+    stray.extend([0; 4]);
+    let sum = tcp_checksum(backend_address(0), POD, &stray);
+    stray[16..18].copy_from_slice(&sum.to_be_bytes());
+    let server = &world.backends[0];
+    send_raw(server, SockProtocol::Tcp, POD, &stray)?;
+    // Whatever the stray packet led to has arrived before the answer to this.
+    server.sh(&format!("ping -c 1 -W 5 {POD}"))?;
+    let seen = server.sh("nft list table ip watch")?;
+    ensure!(seen.contains("counter packets 0 "), "the pod reset a living flow: {seen}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_router_beyond_the_tunnel_can_tell_a_backend_that_its_packets_are_too_big() -> Result<()> {
+    let mut world = World::new()?;
+    world.serve(8080)?;
+    world.apply(&[(vip_port(Protocol::Udp, 80), forward(&[backend(0, 8080)]))].into())?;
+    let client = world.client.run(|| Ok(UdpSocket::bind((CLIENT, 7000))?))?;
+    client.connect((VIP, 80))?;
+    ask_again(&client)?;
+
+    // "Fragmentation needed, 1300", about an answer VIP:80 → client:7000 as the router saw it.
+    let mut about = vec![0x45, 0, 5, 100, 0, 0, 0x40, 0, 64, 17, 0, 0];
+    about.extend([VIP.octets(), CLIENT.octets()].concat());
+    about.extend([80u16.to_be_bytes(), 7000u16.to_be_bytes(), 1380u16.to_be_bytes(), [0, 0]].concat());
+    let header_sum = checksum(&about[..20]);
+    about[10..12].copy_from_slice(&header_sum.to_be_bytes());
+    let mut error = [&[3, 4, 0, 0, 0, 0][..], &1300u16.to_be_bytes(), &about].concat();
+    let sum = checksum(&error);
+    error[2..4].copy_from_slice(&sum.to_be_bytes());
+    send_raw(&world.client, SockProtocol::Icmp, VIP, &error)?;
+    until("the backend heeds it", || Ok(world.backends[0].sh(&format!("ip route get {POD}"))?.contains("mtu 1300")))
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_kernel_takes_large_and_odd_tables_and_nft_can_read_them() -> Result<()> {
+    let mut world = World::new()?;
+    let mut forwards = Forwards::new();
+    for port in 1..=1000 {
+        for (protocol, count) in [(Protocol::Tcp, port % 7), (Protocol::Udp, port % 3), (Protocol::Sctp, port % 2)] {
+            let backends: Vec<SocketAddrV4> =
+                (0..count).map(|n| SocketAddrV4::new((0x0af4_0000 + u32::from(n)).into(), port)).collect();
+            let mut forward = forward(&backends);
+            forward.client_ip_affinity = port % 50 == 0;
+            forward.source_ranges =
+                (0..port % 4).filter_map(|n| format!("10.{n}.0.0/{}", 8 * n).parse().ok()).collect();
+            forwards.insert(vip_port(protocol, port), forward);
+        }
+    }
+    forwards.insert(vip_port(Protocol::Tcp, 65535), forward(&(1..=2000).map(|n| backend(0, n)).collect::<Vec<_>>()));
+    world.apply(&forwards)?;
+    ensure!(ruleset::stands(&mut world.firewall, &world.tunnel)?, "there and complete");
+    let listed = world.pod.sh("nft list ruleset")?;
+    ensure!(listed.contains("mod 2000 seed 0x77697265"), "nft lists it");
+    ensure!(listed.matches("goto tcp-").count() > 1000, "nft lists the ports");
+    Ok(())
+}
+
+fn send_raw(from: &Netns, protocol: SockProtocol, to: Ipv4Addr, bytes: &[u8]) -> Result<()> {
+    from.run(|| {
+        let socket = socket(AddressFamily::Inet, SockType::Raw, SockFlag::empty(), protocol)?;
+        let [a, b, c, d] = to.octets();
+        sendto(socket.as_raw_fd(), bytes, &SockaddrIn::new(a, b, c, d, 0), MsgFlags::empty())?;
+        Ok(())
+    })
+}
+
+fn tcp_checksum(from: Ipv4Addr, to: Ipv4Addr, segment: &[u8]) -> u16 {
+    let length = u16::try_from(segment.len()).unwrap_or(0);
+    checksum(&[&from.octets()[..], &to.octets(), &[0, 6], &length.to_be_bytes(), segment].concat())
+}
+
+/// RFC 1071, over an even number of bytes.
+fn checksum(bytes: &[u8]) -> u16 {
+    let mut sum: u32 = bytes.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
 }
 
 /// Sends if connected, and hears nothing: neither an answer nor a refusal.
