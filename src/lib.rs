@@ -1,7 +1,7 @@
 //! wirevip: a public address for a private Kubernetes cluster, over outbound WireGuard.
 
-pub mod cli;
 pub mod api;
+pub mod cli;
 pub mod clock;
 pub mod controller;
 pub mod election;

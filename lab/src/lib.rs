@@ -1,23 +1,26 @@
 //! The proving ground: a small internet out of network namespaces, the real binary in it, and a client beyond the hub.
 
+pub mod api;
 pub mod backend;
 pub mod census;
 pub mod client;
 pub mod clock;
 pub mod dns;
+pub mod forge;
 pub mod gaps;
 pub mod hub;
 pub mod keys;
-pub mod api;
 pub mod netns;
 pub mod node;
+pub mod objects;
 pub mod plan;
 pub mod probe;
 pub mod processes;
 pub mod recorder;
 pub mod sidecar;
+pub mod takeover;
 pub mod topology;
 pub mod tunnels;
 pub mod world;
 
-pub use world::{World, WorldSpec};
+pub use world::{World, WorldSpec, play, play_unstarted};
