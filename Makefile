@@ -2,17 +2,14 @@
 # Everything a target needs is fetched by the scripts in lab/setup/, which say what they install.
 
 SETUP := lab/setup
-TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(CURDIR)/target/tools/bin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help lab test bench build assets check fmt clippy doc deny drift manifests arm64
 
 lab: ## Bring up a small internet in namespaces, take over three times, print the gaps
-	$(SETUP)/packages.sh lab
-	$(SETUP)/rust.sh
-	cargo build --release --locked --package wirevip --package lab
-	$(TARGET)/release/lab demo --bin $(TARGET)/release/wirevip
+	@$(SETUP)/lab.sh demo
 
 test: ## Run every test this machine can run, and tell the rest as not run
 	$(SETUP)/packages.sh test
@@ -21,10 +18,7 @@ test: ## Run every test this machine can run, and tell the rest as not run
 	$(SETUP)/test.sh
 
 bench: ## Measure the gaps of many takeovers and the idle cost of a pod
-	$(SETUP)/packages.sh lab
-	$(SETUP)/rust.sh
-	cargo build --release --locked --package wirevip --package lab
-	$(TARGET)/release/lab bench --bin $(TARGET)/release/wirevip
+	@$(SETUP)/lab.sh bench
 
 build: ## Build the static release binary for this machine
 	$(SETUP)/static.sh
@@ -42,12 +36,10 @@ fmt: ## Fail when the code is not formatted
 	cargo fmt --all --check
 
 clippy: ## Fail on any lint
-	$(SETUP)/packages.sh build
 	$(SETUP)/rust.sh clippy
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 doc: ## Fail when the code's documentation does not build cleanly
-	$(SETUP)/packages.sh build
 	$(SETUP)/rust.sh
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 

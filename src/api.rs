@@ -3,6 +3,7 @@
 //! What must hold: an operator reads which call fails and what to change; a call that works again is forgotten.
 
 pub mod client;
+pub mod meta;
 pub mod retry;
 mod watchful;
 

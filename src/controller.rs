@@ -12,7 +12,7 @@
 //! - no step up is taken without a tenure that has not ended at `now`;
 //! - a renewed tenure re-arms the fence before anything else is done.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,11 +20,14 @@ use crate::clock::Moment;
 use crate::election::{Leadership, Tenure};
 use crate::secret::Tunnel;
 use crate::services::Forwards;
-use crate::tunnel::{LinkPlan, LinkStats, PeerPlan, PodNic, Slot};
+use crate::tunnel::{Change, LinkPlan, LinkStats, Nic, PeerPlan, Slot, derived_mtu};
 
+pub mod actor;
+pub mod hub;
+mod probe;
 mod pulse;
 
-use pulse::Pulse;
+use pulse::{Due, Pulse};
 
 /// First and longest wait after a step that failed. The contract promises a try every 5 s.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -41,13 +44,13 @@ pub enum Event {
     /// The campaign published something.
     Leadership(Leadership),
     /// The tunnel's settings are these from now on.
-    Settings(Box<Tunnel>),
+    Settings(Arc<Tunnel>),
     /// What is to be forwarded.
     Forwards(Arc<Forwards>),
     /// The hub's address, best first choice.
     Endpoint(SocketAddr),
     /// The pod's NIC changed.
-    Nic(PodNic),
+    Nic(Nic),
     /// The tunnel goes for good: it left the Secret, or the process ends.
     Stop,
 }
@@ -58,7 +61,7 @@ pub enum Step {
     /// Tell the campaign that this pod may be heard from now on.
     Speak,
     /// Replace the forwards table, and forget the UDP flows towards backends that are gone.
-    ApplyForwards,
+    ApplyForwards(Arc<LinkPlan>),
     /// Write the fence, closed, for this port.
     RaiseFence {
         /// Our UDP port.
@@ -66,29 +69,31 @@ pub enum Step {
     },
     /// Open the fence until then.
     ArmFence {
+        /// The port that the fence was written for.
+        port: u16,
         /// End of the tenure.
         until: Moment,
     },
     /// Make the link: keyed, its port bound, without a peer, down.
-    CreateLink(Box<LinkPlan>),
+    CreateLink(Arc<LinkPlan>),
     /// Give it addresses, routes, rules; set it up.
-    AttachLink(Box<LinkPlan>),
+    AttachLink(Arc<LinkPlan>),
     /// Give it the hub as a fresh peer; the handshake leaves at once.
-    SetPeer(Box<PeerPlan>),
+    SetPeer(Arc<LinkPlan>),
     /// Change the peer in place; session and flows stay.
-    UpdatePeer(Box<PeerPlan>),
+    UpdatePeer(Arc<LinkPlan>),
     /// Send another handshake.
-    Kick,
+    Kick(Arc<LinkPlan>),
     /// Send the packet that a living hub answers.
-    Probe,
+    Probe(Arc<LinkPlan>),
     /// Read WireGuard's counters.
     Inspect,
     /// Look whether link, addresses, rules and tables are still as written.
-    Audit,
+    Audit(Arc<LinkPlan>),
     /// Shut the fence now.
     CloseFence,
     /// Remove the link with its addresses, routes and rules.
-    RemoveLink,
+    RemoveLink(Arc<LinkPlan>),
     /// Tell the campaign that the kernel has confirmed our silence.
     Quiet,
     /// Delete the forwards table, and the conntrack entries with our mark.
@@ -159,8 +164,8 @@ enum Fence {
 enum Link {
     Absent,
     /// Made, but not (or no longer wholly) attached.
-    Created(Box<LinkPlan>),
-    Attached(Box<LinkPlan>),
+    Created(Arc<LinkPlan>),
+    Attached(Arc<LinkPlan>),
 }
 
 /// What we know to be in the kernel, from the steps that took.
@@ -171,14 +176,14 @@ struct Actual {
     fence: Fence,
     forwards: Option<(Arc<Forwards>, TableKey)>,
     link: Link,
-    peer: Option<Box<PeerPlan>>,
+    /// The plan whose peer the link has.
+    peer: Option<Arc<LinkPlan>>,
 }
 
 /// Everything but the forwards that the table is rendered from.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct TableKey {
-    vip: std::net::Ipv4Addr,
-    nic: String,
+    vip: Ipv4Addr,
     mtu: u16,
 }
 
@@ -186,10 +191,12 @@ struct TableKey {
 #[derive(Debug)]
 pub struct Controller {
     slot: Slot,
-    nic: PodNic,
-    settings: Box<Tunnel>,
+    nic: Nic,
+    settings: Arc<Tunnel>,
     forwards: Arc<Forwards>,
     endpoint: Option<SocketAddr>,
+    /// Made anew from the four above whenever the hub's address is known; else the last one stays in force.
+    plan: Option<Arc<LinkPlan>>,
     tenure: Option<Tenure>,
     stopping: bool,
     actual: Actual,
@@ -210,16 +217,43 @@ struct Failing {
     message: String,
 }
 
+impl Step {
+    /// Its name, and the stage of the code that it is carried out by.
+    pub fn names(&self) -> (&'static str, &'static str) {
+        match self {
+            Step::Speak => ("speak", "election"),
+            Step::Quiet => ("quiet", "election"),
+            Step::StepDown => ("step-down", "election"),
+            Step::ApplyForwards(_) => ("apply-forwards", "ruleset"),
+            Step::RemoveForwards => ("remove-forwards", "ruleset"),
+            Step::RaiseFence { .. } => ("raise-fence", "fence"),
+            Step::ArmFence { .. } => ("arm-fence", "fence"),
+            Step::CloseFence => ("close-fence", "fence"),
+            Step::RemoveFence => ("remove-fence", "fence"),
+            Step::CreateLink(_) => ("create-link", "tunnel"),
+            Step::AttachLink(_) => ("attach-link", "tunnel"),
+            Step::SetPeer(_) => ("set-peer", "tunnel"),
+            Step::UpdatePeer(_) => ("update-peer", "tunnel"),
+            Step::Kick(_) => ("kick", "tunnel"),
+            Step::Probe(_) => ("probe", "tunnel"),
+            Step::Inspect => ("inspect", "tunnel"),
+            Step::Audit(_) => ("audit", "tunnel"),
+            Step::RemoveLink(_) => ("remove-link", "tunnel"),
+        }
+    }
+}
+
 impl Controller {
     /// A standby controller: nothing is there (the start-up sweep saw to that), nothing is known but the settings.
-    pub fn new(slot: Slot, nic: PodNic, settings: Tunnel) -> Self {
+    pub fn new(slot: Slot, nic: Nic, settings: Arc<Tunnel>) -> Self {
         let zero = Moment::default();
         Self {
             slot,
             nic,
-            settings: Box::new(settings),
+            settings,
             forwards: Arc::default(),
             endpoint: None,
+            plan: None,
             tenure: None,
             stopping: false,
             actual: Actual { speaking: false, fence: Fence::Absent, forwards: None, link: Link::Absent, peer: None },
@@ -238,17 +272,21 @@ impl Controller {
             Event::Leadership(Leadership::Following { .. }) => self.tenure = None,
             Event::Leadership(Leadership::Leading(tenure)) => self.tenure = Some(tenure),
             Event::Settings(settings) => {
+                if settings != self.settings {
+                    // New settings deserve a try at once.
+                    self.retry_at = now;
+                }
                 if settings.endpoint != self.settings.endpoint {
                     self.endpoint = None;
                 }
                 self.settings = settings;
-                self.retry_at = now;
             }
             Event::Forwards(forwards) => self.forwards = forwards,
             Event::Endpoint(address) => self.endpoint = Some(address),
             Event::Nic(nic) => self.nic = nic,
             Event::Stop => self.stopping = true,
         }
+        self.replan();
     }
 
     /// The next step, if it is time for one. Asking changes nothing but the memory of when falling began.
@@ -266,21 +304,22 @@ impl Controller {
         if !self.actual.speaking {
             return Next::Do(Step::Speak);
         }
-        let plan = self.plan();
+        let plan = self.plan.clone();
         // What is there of a link whose settings no longer hold goes, and comes back new.
-        let stale = plan.as_ref().is_some_and(|plan| self.link().is_some_and(|link| !same_link(link, plan)));
-        if stale {
+        if let (Some(plan), Some(link)) = (&plan, self.link())
+            && link.change_to(plan) == Change::NewLink
+        {
             if let Fence::Armed { .. } = self.actual.fence {
-                return Next::Do(Step::CloseFence);
+                return self.unless_waiting(now, Step::CloseFence);
             }
-            return self.unless_waiting(now, Step::RemoveLink);
+            return self.unless_waiting(now, Step::RemoveLink(Arc::clone(link)));
         }
-        if let Fence::Armed { until, .. } = self.actual.fence
+        if let Fence::Armed { port, until } = self.actual.fence
             && until != tenure.until
         {
-            return self.unless_waiting(now, Step::ArmFence { until: tenure.until });
+            return self.unless_waiting(now, Step::ArmFence { port, until: tenure.until });
         }
-        if let Some(step) = self.missing(plan.as_deref(), tenure) {
+        if let Some(step) = self.missing(plan.as_ref(), tenure) {
             if let Some(failing) = &self.failing
                 && now.since(failing.since) >= RAISE_PATIENCE
                 && self.actual.peer.is_none()
@@ -290,26 +329,31 @@ impl Controller {
             }
             return self.unless_waiting(now, step);
         }
-        if self.actual.peer.is_none() {
+        let (Some(plan), Some(_)) = (plan, &self.actual.peer) else {
             // The hub's name is not resolved yet; its address comes as an event.
             return Next::WaitUntil(tenure.until);
-        }
+        };
         if now >= self.next_audit {
-            return Next::Do(Step::Audit);
+            return Next::Do(Step::Audit(plan));
         }
-        match self.pulse.due(now) {
-            Some(step) => self.unless_waiting(now, step),
-            None => Next::WaitUntil(self.pulse.next(now).min(self.next_audit).min(tenure.until)),
-        }
+        let Some(due) = self.pulse.due(now) else {
+            return Next::WaitUntil(self.pulse.next(now).min(self.next_audit).min(tenure.until));
+        };
+        let step = match due {
+            Due::Reading => Step::Inspect,
+            Due::Probe => Step::Probe(plan),
+            Due::Kick => Step::Kick(plan),
+        };
+        self.unless_waiting(now, step)
     }
 
     /// The first thing that should be there and is not.
-    fn missing(&self, plan: Option<&LinkPlan>, tenure: Tenure) -> Option<Step> {
+    fn missing(&self, plan: Option<&Arc<LinkPlan>>, tenure: Tenure) -> Option<Step> {
         let plan = plan?;
         if self.actual.forwards.as_ref().is_none_or(|(applied, key)| {
-            *key != self.table_key(plan) || !(Arc::ptr_eq(applied, &self.forwards) || *applied == self.forwards)
+            *key != Self::table_key(plan) || !(Arc::ptr_eq(applied, &self.forwards) || *applied == self.forwards)
         }) {
-            return Some(Step::ApplyForwards);
+            return Some(Step::ApplyForwards(Arc::clone(plan)));
         }
         let port = plan.listen_port;
         match self.actual.fence {
@@ -320,22 +364,23 @@ impl Controller {
             Fence::Closed { .. } | Fence::Armed { .. } => {}
         }
         match &self.actual.link {
-            Link::Absent => return Some(Step::CreateLink(Box::new(plan.clone()))),
-            Link::Created(_) => return Some(Step::AttachLink(Box::new(plan.clone()))),
+            Link::Absent => return Some(Step::CreateLink(Arc::clone(plan))),
+            Link::Created(_) => return Some(Step::AttachLink(Arc::clone(plan))),
+            Link::Attached(attached) if attached.mtu != plan.mtu => return Some(Step::AttachLink(Arc::clone(plan))),
             Link::Attached(_) => {}
         }
         if let Fence::Closed { .. } = self.actual.fence {
-            return Some(Step::ArmFence { until: tenure.until });
+            return Some(Step::ArmFence { port, until: tenure.until });
         }
-        match &self.actual.peer {
-            None => Some(Step::SetPeer(Box::new(plan.peer.clone()))),
-            Some(peer) if **peer != plan.peer => Some(match peer.public_key == plan.peer.public_key {
-                true => Step::UpdatePeer(Box::new(plan.peer.clone())),
-                false => Step::SetPeer(Box::new(plan.peer.clone())),
-            }),
-            Some(_) if self.pulse.wants_fresh_peer() => Some(Step::SetPeer(Box::new(plan.peer.clone()))),
-            Some(_) => None,
+        let Some(peer) = self.actual.peer.as_ref().map(|there| &there.peer) else {
+            return Some(Step::SetPeer(Arc::clone(plan)));
+        };
+        // A hub at another address is most likely another process, which knows nothing of our session.
+        let other_hub = peer.public_key != plan.peer.public_key || peer.endpoint != plan.peer.endpoint;
+        if other_hub || self.pulse.wants_fresh_peer() {
+            return Some(Step::SetPeer(Arc::clone(plan)));
         }
+        (*peer != plan.peer).then(|| Step::UpdatePeer(Arc::clone(plan)))
     }
 
     fn next_down(&mut self, now: Moment) -> Next {
@@ -343,7 +388,8 @@ impl Controller {
         // A tenure that has ended closed the fence in the kernel; shutting it as well costs one transaction and does
         // not trust two clocks to agree. If that fails, the link's going is as good; the two take turns.
         let open = matches!(self.actual.fence, Fence::Armed { .. });
-        let linked = self.link().is_some();
+        let link = self.link().cloned();
+        let linked = link.is_some();
         if open && linked && !self.close_failed {
             return self.unless_waiting(now, Step::CloseFence);
         }
@@ -351,8 +397,8 @@ impl Controller {
         if self.actual.speaking && silent {
             return Next::Do(Step::Quiet);
         }
-        if linked {
-            return self.unless_waiting(now, Step::RemoveLink);
+        if let Some(link) = link {
+            return self.unless_waiting(now, Step::RemoveLink(link));
         }
         if self.actual.forwards.is_some() {
             return self.unless_waiting(now, Step::RemoveForwards);
@@ -372,25 +418,19 @@ impl Controller {
 
     /// A step took.
     pub fn done(&mut self, step: &Step, outcome: Outcome, now: Moment) {
-        if !matches!(step, Step::Inspect | Step::Audit | Step::Probe | Step::CloseFence) {
+        if !matches!(step, Step::Inspect | Step::Audit(_) | Step::Probe(_) | Step::CloseFence) {
             self.retry_at = now;
         }
         self.close_failed = false;
         match step {
             Step::Speak => self.actual.speaking = true,
             Step::Quiet => self.actual.speaking = false,
-            Step::ApplyForwards => {
-                if let Some(plan) = self.plan() {
-                    self.actual.forwards = Some((Arc::clone(&self.forwards), self.table_key(&plan)));
-                }
+            Step::ApplyForwards(plan) => {
+                self.actual.forwards = Some((Arc::clone(&self.forwards), Self::table_key(plan)));
             }
             Step::RemoveForwards => self.actual.forwards = None,
             Step::RaiseFence { port } => self.actual.fence = Fence::Closed { port: *port },
-            Step::ArmFence { until } => {
-                if let Fence::Closed { port } | Fence::Armed { port, .. } = self.actual.fence {
-                    self.actual.fence = Fence::Armed { port, until: *until };
-                }
-            }
+            Step::ArmFence { port, until } => self.actual.fence = Fence::Armed { port: *port, until: *until },
             Step::CloseFence => {
                 if let Fence::Closed { port } | Fence::Armed { port, .. } = self.actual.fence {
                     self.actual.fence = Fence::Closed { port };
@@ -405,25 +445,25 @@ impl Controller {
                 self.actual.link = Link::Attached(plan.clone());
                 self.next_audit = now + AUDIT_EVERY;
             }
-            Step::RemoveLink => {
+            Step::RemoveLink(_) => {
                 self.actual.link = Link::Absent;
                 self.actual.peer = None;
                 self.pulse = Pulse::default();
             }
-            Step::SetPeer(peer) => {
-                self.actual.peer = Some(peer.clone());
+            Step::SetPeer(plan) => {
+                self.actual.peer = Some(Arc::clone(plan));
                 self.failing = None;
                 self.pulse.peer_set(now);
             }
-            Step::UpdatePeer(peer) => self.actual.peer = Some(peer.clone()),
-            Step::Kick => self.pulse.kicked(now),
-            Step::Probe => self.pulse.probed(now),
+            Step::UpdatePeer(plan) => self.actual.peer = Some(Arc::clone(plan)),
+            Step::Kick(_) => self.pulse.kicked(now),
+            Step::Probe(_) => self.pulse.probed(now),
             Step::Inspect => {
                 if let Outcome::Stats(stats) = outcome {
                     self.pulse.measured(stats, now);
                 }
             }
-            Step::Audit => {
+            Step::Audit(_) => {
                 self.next_audit = now + AUDIT_EVERY;
                 if let Outcome::Drift(drift) = outcome {
                     self.drifted(drift);
@@ -462,9 +502,9 @@ impl Controller {
         self.close_failed = *step == Step::CloseFence;
         // What cannot be read is not there; what cannot be probed is asked again at its next time.
         match step {
-            Step::Probe => self.pulse.probed(now),
-            Step::Kick => self.pulse.kicked(now),
-            Step::Audit => self.next_audit = now + AUDIT_EVERY,
+            Step::Probe(_) => self.pulse.probed(now),
+            Step::Kick(_) => self.pulse.kicked(now),
+            Step::Audit(_) => self.next_audit = now + AUDIT_EVERY,
             Step::Inspect => self.pulse.unread(now),
             _ => {}
         }
@@ -505,9 +545,24 @@ impl Controller {
         self.failing.as_ref().map(|failing| failing.message.as_str())
     }
 
-    /// The last reading of WireGuard's counters for the present peer.
+    /// The last reading of WireGuard's counters for the present link.
     pub fn stats(&self) -> LinkStats {
         self.pulse.stats()
+    }
+
+    /// When the present peer last completed a handshake.
+    pub fn handshake(&self) -> Option<Moment> {
+        self.pulse.handshake()
+    }
+
+    /// When the present peer was given to the link.
+    pub fn peer_since(&self) -> Option<Moment> {
+        self.actual.peer.as_ref().map(|_| self.pulse.peer_since())
+    }
+
+    /// The tunnel's slot.
+    pub fn slot(&self) -> Slot {
+        self.slot
     }
 
     /// How long the hub has not been heard, while there is a peer to hear.
@@ -526,21 +581,25 @@ impl Controller {
     }
 
     /// The settings in force.
-    pub fn settings(&self) -> &Tunnel {
+    pub fn settings(&self) -> &Arc<Tunnel> {
         &self.settings
     }
 
     /// The link as it should be; `None` until the hub's address is known.
-    pub fn plan(&self) -> Option<Box<LinkPlan>> {
-        let endpoint = self.endpoint?;
+    pub fn plan(&self) -> Option<&Arc<LinkPlan>> {
+        self.plan.as_ref()
+    }
+
+    fn replan(&mut self) {
+        let Some(endpoint) = self.endpoint else { return };
         let settings = &self.settings;
-        Some(Box::new(LinkPlan {
+        let plan = LinkPlan {
             name: settings.name.clone(),
             slot: self.slot,
             vip: settings.vip,
             private_key: settings.private_key.clone(),
             listen_port: settings.listen_port,
-            mtu: settings.mtu.unwrap_or_else(|| crate::tunnel::mtu_for(self.nic.mtu, endpoint.ip())),
+            mtu: settings.mtu.unwrap_or_else(|| derived_mtu(self.nic.mtu, endpoint)),
             peer: PeerPlan {
                 public_key: settings.peer_public_key,
                 preshared_key: settings.preshared_key.clone(),
@@ -548,35 +607,22 @@ impl Controller {
                 allowed_ips: settings.allowed_ips.clone(),
                 persistent_keepalive: settings.persistent_keepalive,
             },
-        }))
+        };
+        if self.plan.as_deref() != Some(&plan) {
+            self.plan = Some(Arc::new(plan));
+        }
     }
 
-    /// The pod's NIC, as last seen.
-    pub fn nic(&self) -> &PodNic {
-        &self.nic
+    fn table_key(plan: &LinkPlan) -> TableKey {
+        TableKey { vip: plan.vip, mtu: plan.mtu }
     }
 
-    fn table_key(&self, plan: &LinkPlan) -> TableKey {
-        TableKey { vip: plan.vip, nic: self.nic.name.clone(), mtu: plan.mtu }
-    }
-
-    fn link(&self) -> Option<&LinkPlan> {
+    fn link(&self) -> Option<&Arc<LinkPlan>> {
         match &self.actual.link {
             Link::Absent => None,
             Link::Created(plan) | Link::Attached(plan) => Some(plan),
         }
     }
-}
-
-/// Can `there` become `wanted` without a new link? The peer changes in place; key, port, address and MTU do not.
-fn same_link(there: &LinkPlan, wanted: &LinkPlan) -> bool {
-    let LinkPlan { name, slot, vip, private_key, listen_port, mtu, peer: _ } = there;
-    *name == wanted.name
-        && *slot == wanted.slot
-        && *vip == wanted.vip
-        && *private_key == wanted.private_key
-        && *listen_port == wanted.listen_port
-        && *mtu == wanted.mtu
 }
 
 #[cfg(test)]

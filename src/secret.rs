@@ -3,8 +3,12 @@
 mod clash;
 pub mod manifest;
 mod parse;
+#[cfg(test)]
+mod properties;
 mod settings;
+mod suggest;
 mod value;
+pub mod watch;
 mod yaml;
 
 use std::collections::BTreeMap;

@@ -1,12 +1,55 @@
 //! One tunnel's link in this pod: the steps up and down, and the seams to what carries them out.
+//!
+//! The order up, which keeps a pod silent until its fence is armed:
+//!
+//! 1. [`LinkBackend::create`]: keyed, UDP port bound, no peer, down. Nothing can be sent.
+//! 2. [`HostNet::attach`]: address, MTU, routing table, rules, per-interface settings, up.
+//! 3. [`LinkBackend::fresh_peer`]: the hub becomes a peer without a past; a handshake leaves at once.
+//!
+//! And down, each part idempotent and tried even when another fails: [`LinkBackend::remove`], [`HostNet::detach`].
+//!
+//! What must hold:
+//!
+//! - The main routing table is never touched. A tunnel's own table holds one route, the default through its link;
+//!   packets get there by their mark or by having the VIP as source. `allowedIPs` only filter, inside WireGuard.
+//! - A link is ours if its alias begins with [`ALIAS_PREFIX`], a rule or route if it bears [`ROUTE_PROTOCOL`] or lies in
+//!   one of our tables: never because of its name (I3). A foreign link is refused, and left as it is.
+//! - Only the private key, the port, the name, the slot and the VIP cost a new link ([`Change`]); every other change
+//!   keeps link, session and flows.
 
 use std::fmt;
+use std::future::Future;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use ring::hmac;
 
 use crate::secret::{PublicKey, SecretKey, TunnelName};
+
+mod carrier;
+pub mod kernel;
+pub mod network;
+pub mod preflight;
+pub mod resolve;
+pub mod rtnl;
+pub mod system;
+pub mod testing;
+pub mod userspace;
+mod wire;
+
+/// How the alias of every link of ours begins. Then `<schema>:<stamp>`, see [`LinkPlan::alias`].
+pub const ALIAS_PREFIX: &str = "wirevip:";
+
+/// Which form of stamp follows the prefix. A successor version that stamps differently takes another number.
+const ALIAS_SCHEMA: u32 = 1;
+
+/// What we write as the origin (`RTA_PROTOCOL`, `FRA_PROTOCOL`) of routes and rules; in nobody's list (`rt_protos`).
+pub const ROUTE_PROTOCOL: u8 = 0x77;
+
+/// Priority of our rules: before the main table's 32766, after local's 0.
+pub const RULE_PRIORITY: u32 = 0x7769;
 
 /// A tunnel's number in this pod, 1 to 255: gives it its own packet mark, conntrack mark and routing table.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,7 +71,14 @@ impl Slot {
 
     /// Number of the tunnel's own routing table: far from what people and CNIs use by hand.
     pub const fn routing_table(self) -> u32 {
-        0x7769_7000 | self.0 as u32
+        Self::FIRST_TABLE | self.0 as u32
+    }
+
+    const FIRST_TABLE: u32 = 0x7769_7000;
+
+    /// Is this the routing table of some slot?
+    pub const fn owns_table(table: u32) -> bool {
+        table & !0xff == Self::FIRST_TABLE
     }
 }
 
@@ -36,6 +86,18 @@ impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Slot({})", self.0)
     }
+}
+
+/// What `--backend` asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum BackendChoice {
+    /// The kernel's WireGuard where it has it, else userspace.
+    #[default]
+    Auto,
+    /// The kernel's or nothing.
+    Kernel,
+    /// gotatun over TUN.
+    Userspace,
 }
 
 /// Who carries the packets.
@@ -82,7 +144,7 @@ pub struct PeerPlan {
     pub persistent_keepalive: u16,
 }
 
-/// What WireGuard measured. Counters count from the making of the link's peer.
+/// What WireGuard measured. Counters count from the making of the link: a fresh peer does not set them back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LinkStats {
     /// Since the last completed handshake of the present peer; `None`: none yet.
@@ -93,16 +155,269 @@ pub struct LinkStats {
     pub sent: u64,
 }
 
-/// The pod's own network interface, through which hub, API server and backends are reached.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PodNic {
-    /// Interface name.
-    pub name: String,
-    /// Bytes.
-    pub mtu: u16,
+impl LinkPlan {
+    /// The alias that says whose the link is and what it was made of: `wirevip:<schema>:<stamp>`.
+    ///
+    /// The stamp is an HMAC-SHA-256 over everything a session depends on, cut to 128 bits, and the private key is the
+    /// HMAC's key: whoever may read aliases learns nothing, and cannot even test a guess.
+    pub fn alias(&self) -> String {
+        let PeerPlan { public_key, preshared_key, endpoint, allowed_ips: _, persistent_keepalive: _ } = &self.peer;
+        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, self.private_key.expose()));
+        context.update(&self.listen_port.to_be_bytes());
+        context.update(&public_key.0);
+        context.update(preshared_key.as_ref().map_or(&[0; 32], SecretKey::expose).as_slice());
+        context.update(endpoint.to_string().as_bytes());
+        let stamp: String = context.sign().as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        format!("{ALIAS_PREFIX}{ALIAS_SCHEMA}:{stamp}")
+    }
+
+    /// What it takes to come from `self` to `next`.
+    pub fn change_to(&self, next: &LinkPlan) -> Change {
+        let LinkPlan { name, slot, vip, private_key, listen_port, mtu, peer } = self;
+        if (name, slot, vip, private_key, listen_port)
+            != (&next.name, &next.slot, &next.vip, &next.private_key, &next.listen_port)
+        {
+            Change::NewLink
+        } else if peer.public_key != next.peer.public_key {
+            Change::NewPeer
+        } else if (mtu, peer) != (&next.mtu, &next.peer) {
+            Change::InPlace
+        } else {
+            Change::Nothing
+        }
+    }
 }
 
-/// MTU of a tunnel over this NIC to this hub: 60 bytes less over IPv4, 80 over IPv6.
-pub fn mtu_for(nic: u16, hub: std::net::IpAddr) -> u16 {
-    nic.saturating_sub(if hub.is_ipv4() { 60 } else { 80 })
+/// What a changed plan costs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Change {
+    /// Nothing changed.
+    Nothing,
+    /// [`HostNet::attach`] and [`LinkBackend::update_peer`]: link, session and flows live on.
+    InPlace,
+    /// [`HostNet::attach`] and [`LinkBackend::fresh_peer`]: the hub is another one; the link lives on.
+    NewPeer,
+    /// Down with the old plan, up with the new one.
+    NewLink,
+}
+
+/// The MTU of a tunnel's link from that of the NIC its packets leave by: less the outer IP and UDP headers, WireGuard's
+/// 16 bytes of header and its 16-byte tag (WireGuard white paper, 5.4.6). Never less than IPv6's minimum of 1280.
+pub fn derived_mtu(nic: u32, hub: SocketAddr) -> u16 {
+    let overhead = if hub.is_ipv4() { 60 } else { 80 };
+    u16::try_from(nic.saturating_sub(overhead)).unwrap_or(u16::MAX).max(1280)
+}
+
+/// Which of the two interfaces a setting is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Device {
+    /// The tunnel's link.
+    Link,
+    /// The pod's own NIC, by which backends are reached.
+    Nic,
+}
+
+/// One thing that must be so in the kernel while the link is attached; also the doing of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// The link's MTU.
+    Mtu(u16),
+    /// This address, /32, on the link.
+    Address(Ipv4Addr),
+    /// IPv4 packets that come in by this device are forwarded (`forwarding=1`).
+    Forward(Device),
+    /// `rp_filter=2` on the link: its packets come from anywhere, and `all.rp_filter=1` would drop them.
+    LooseReversePath,
+    /// The link is up. Before its routes: the kernel takes no route by a link that is down, and drops them when one goes down.
+    Up,
+    /// The default route of this table, through the link.
+    Route {
+        /// The slot's.
+        table: u32,
+    },
+    /// Packets with this mark go by this table.
+    MarkRule {
+        /// Within [`Slot::MARK_MASK`].
+        mark: u32,
+        /// The slot's.
+        table: u32,
+    },
+    /// Packets from this address go by this table.
+    SourceRule {
+        /// The VIP.
+        source: Ipv4Addr,
+        /// The slot's.
+        table: u32,
+    },
+}
+
+/// All that must be so for this link, in the order of doing. Undone in reverse.
+pub fn steps(plan: &LinkPlan) -> Vec<Step> {
+    let table = plan.slot.routing_table();
+    vec![
+        Step::Mtu(plan.mtu),
+        Step::Address(plan.vip),
+        Step::LooseReversePath,
+        Step::Forward(Device::Link),
+        Step::Forward(Device::Nic),
+        Step::Up,
+        Step::Route { table },
+        Step::SourceRule { source: plan.vip, table },
+        Step::MarkRule { mark: plan.slot.mark(), table },
+    ]
+}
+
+/// Which steps are to be done again, given what was seen.
+pub fn missing(plan: &LinkPlan, seen: &[Step]) -> Vec<Step> {
+    steps(plan).into_iter().filter(|step| !seen.contains(step)).collect()
+}
+
+/// The NIC by which the pod reaches the world: that of its default route.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Nic {
+    /// Interface name.
+    pub name: String,
+    /// Interface index.
+    pub index: u32,
+    /// Bytes.
+    pub mtu: u32,
+    /// Its first IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Has it an IPv6 address of more than link scope?
+    pub ipv6: bool,
+}
+
+/// What an earlier life had left, and is gone now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Swept {
+    /// Links with our alias.
+    pub links: usize,
+    /// Rules of ours.
+    pub rules: usize,
+    /// Routes of ours.
+    pub routes: usize,
+}
+
+/// Makes WireGuard links and tells the hub's peer from them. Links are known by their tunnel's name.
+///
+/// One call at a time for each tunnel; calls for different tunnels may overlap.
+pub trait LinkBackend: Send + Sync + 'static {
+    /// Which one this is.
+    fn backend(&self) -> Backend;
+
+    /// Makes the link: keyed, its UDP port bound, marked as ours, without a peer, down. It sends nothing.
+    fn create(&self, plan: &LinkPlan) -> impl Future<Output = Result<(), LinkError>> + Send;
+
+    /// Puts the hub in as a peer without a past, in place of any other, and has a handshake leave before it returns.
+    /// Also the way to send a lost handshake again: a fresh peer waits for no timer of WireGuard's.
+    fn fresh_peer(&self, plan: &LinkPlan) -> impl Future<Output = Result<(), LinkError>> + Send;
+
+    /// Changes the hub's peer in place (endpoint, preshared key, allowed IPs, keepalive); its session lives on. A new
+    /// preshared key counts from the next handshake.
+    fn update_peer(&self, plan: &LinkPlan) -> impl Future<Output = Result<(), LinkError>> + Send;
+
+    /// What was measured; [`LinkError::Lost`] when the link is no more.
+    fn stats(&self, tunnel: &TunnelName) -> impl Future<Output = Result<LinkStats, LinkError>> + Send;
+
+    /// Removes the link. Returns when no packet can leave by it; fine if there is none.
+    fn remove(&self, tunnel: &TunnelName) -> impl Future<Output = Result<(), LinkError>> + Send;
+}
+
+/// The pod's own network: addresses, routes, rules, per-interface settings.
+pub trait HostNet: Send + Sync + 'static {
+    /// The NIC of the default route.
+    fn nic(&self) -> impl Future<Output = Result<Nic, HostError>> + Send;
+
+    /// Removes what an earlier life left in this namespace (I3): call it before anything else.
+    fn sweep(&self) -> impl Future<Output = Result<Swept, HostError>> + Send;
+
+    /// Does whatever of [`steps`] is not so yet, and says what that was: also the repair of [`HostNet::drift`].
+    fn attach(&self, plan: &LinkPlan) -> impl Future<Output = Result<Vec<Step>, HostError>> + Send;
+
+    /// What of [`steps`] is not so any more. Cheap: once a second does no harm.
+    fn drift(&self, plan: &LinkPlan) -> impl Future<Output = Result<Vec<Step>, HostError>> + Send;
+
+    /// Takes rules, routes and address away, the link itself excepted; all of it, whatever fails. Fine if there is none.
+    fn detach(&self, plan: &LinkPlan) -> impl Future<Output = Result<(), HostError>> + Send;
+}
+
+/// Why a link could not be made or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Someone else's interface bears the name.
+    #[error(
+        "interface {name} exists and is not wirevip's: give the tunnel another name in the Secret, or remove that interface"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// Another socket holds the port.
+    #[error("UDP port {port} is taken in this pod: give the tunnel another listenPort in the Secret")]
+    PortTaken {
+        /// The port.
+        port: u16,
+    },
+    /// EOPNOTSUPP from RTM_NEWLINK.
+    #[error("this kernel has no WireGuard: load the module `wireguard` on the node, or run with --backend userspace")]
+    NoKernelWireguard,
+    /// EPERM from the kernel.
+    #[error("{doing} is not permitted: give the container capability NET_ADMIN and let it run as uid 0")]
+    NotPermitted {
+        /// What was tried.
+        doing: &'static str,
+    },
+    /// ENOENT from opening /dev/net/tun.
+    #[error(
+        "/dev/net/tun does not exist: mount it into the container (hostPath, type CharDevice), or use a node with WireGuard in its kernel"
+    )]
+    NoTunNode,
+    /// EPERM from opening /dev/net/tun.
+    #[error(
+        "/dev/net/tun may not be opened: the container runtime's device list lacks it (runc 1.2.0 to 1.2.3, crun); update the runtime, or grant the device by a device plugin"
+    )]
+    TunForbidden,
+    /// The link is gone: deleted from outside, or its carrier failed.
+    #[error("the link of tunnel {name} is gone: it has to be made again")]
+    Lost {
+        /// The tunnel.
+        name: String,
+    },
+    /// Anything else.
+    #[error("{doing} failed: see the cause; it is tried again")]
+    Failed {
+        /// What was tried.
+        doing: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why the pod's network could not be seen or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// No interface to reach the world by.
+    #[error(
+        "the pod has no default route: wirevip needs a pod network (no `hostNetwork`, and a CNI that sets a route)"
+    )]
+    NoNic,
+    /// No link of ours by that name.
+    #[error("the link of tunnel {name} is gone: it has to be made again")]
+    LinkLost {
+        /// The tunnel.
+        name: String,
+    },
+    /// The kernel said no.
+    #[error("{doing} failed: see the cause; without capability NET_ADMIN nothing of this works")]
+    Failed {
+        /// What was tried.
+        doing: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// Several things went wrong; the rest was done.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Several(Vec<HostError>),
 }

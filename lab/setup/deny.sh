@@ -2,7 +2,6 @@
 # deny.sh: licences, duplicate and foreign sources, and known vulnerabilities, by cargo-deny and deny.toml.
 . "$(dirname "$0")/lib.sh"
 
-lab/setup/packages.sh build
 lab/setup/rust.sh
 if ! have cargo-deny; then
   say "installing cargo-deny (minutes, once)"

@@ -30,6 +30,19 @@ version_at_least() {
   [ "$(printf '%s\n%s\n' "$1" "$found" | sort -V | head -n 1)" = "$1" ]
 }
 
+# namespaces COMMAND …: runs it where network namespaces may be made: as root, else as root of a user namespace.
+# Exit 125, with nothing run and nothing said, where neither is possible.
+namespaces() {
+  if is_root && unshare --net true 2>/dev/null; then
+    "$@"
+  elif ! is_root && unshare --map-root-user --net --mount ip link set lo up 2>/dev/null; then
+    # Some distributions let users make such a namespace and then do nothing in it, so the probe does something.
+    unshare --map-root-user --net --mount "$@"
+  else
+    return 125
+  fi
+}
+
 # Go is never installed here, only used where it stands: see `make test` in the README.
 have_go() { have go && version_at_least 1.26 "$(go version)"; }
 

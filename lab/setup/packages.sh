@@ -28,6 +28,6 @@ case " $* " in *" cross_x86_64 "*) [ -e /usr/x86_64-linux-gnu/include/stdlib.h ]
 mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
 have apt-get || fail "please install: ${missing[*]} (this machine has no apt-get, so it cannot be done for you)"
 say "installing with apt-get: ${missing[*]}"
-as_root apt-get -qq update </dev/null >&2 || fail "please run as root: apt-get update && apt-get install ${missing[*]}"
-as_root apt-get -qq install --no-install-recommends -y "${missing[@]}" </dev/null >&2 ||
+as_root apt-get -qq update </dev/null >/dev/null || fail "please run as root: apt-get update && apt-get install ${missing[*]}"
+as_root apt-get -qq -o Dpkg::Use-Pty=0 install --no-install-recommends -y "${missing[@]}" </dev/null >/dev/null ||
   fail "apt-get could not install ${missing[*]}: its message stands above"

@@ -2,20 +2,23 @@
 # rust.sh [COMPONENT …]: a Rust new enough for Cargo.toml's rust-version, by rustup where none is there.
 . "$(dirname "$0")/lib.sh"
 
+# A linker and C headers, and curl to fetch rustup with.
+lab/setup/packages.sh build
 need=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 if ! have cargo || ! version_at_least "$need" "$(rustc --version 2>&1 || true)"; then
   if ! have rustup; then
-    say "installing Rust with rustup, for this user (into ${CARGO_HOME:-$HOME/.cargo})"
+    # The version that this project is tested with, so that a lint of tomorrow fails nobody's first build.
+    say "installing Rust $need with rustup, for this user (into ${CARGO_HOME:-$HOME/.cargo})"
     script=$(mktemp)
     trap 'rm -f "$script"' EXIT
     curl --proto '=https' --tlsv1.2 -fsS -o "$script" https://static.rust-lang.org/rustup/rustup-init.sh ||
       fail "rustup could not be fetched: check the network, or install Rust $need or newer by hand"
-    sh "$script" -y --quiet --no-modify-path --profile minimal --default-toolchain stable </dev/null >&2
+    sh "$script" -y --quiet --no-modify-path --profile minimal --default-toolchain "$need" </dev/null >/dev/null
     hash -r
   fi
   version_at_least "$need" "$(rustc --version 2>&1 || true)" || {
     say "updating Rust: this project needs $need"
-    rustup toolchain install --profile minimal stable >&2 && rustup default stable >&2
+    rustup toolchain install --profile minimal "$need" >&2 && rustup default "$need" >&2
     hash -r
   }
   version_at_least "$need" "$(rustc --version 2>&1 || true)" ||

@@ -7,7 +7,6 @@ arch=${1:-$(uname -m)}
 case $arch in x86_64 | aarch64) ;; *) fail "static.sh builds for x86_64 or aarch64, not '$arch'" ;; esac
 triple=$arch-unknown-linux-gnu
 
-lab/setup/packages.sh build
 lab/setup/rust.sh
 if [ "$arch" != "$(uname -m)" ]; then
   lab/setup/packages.sh "cross_$arch"

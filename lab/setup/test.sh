@@ -9,26 +9,15 @@
 
 [ -z "${KUBEBUILDER_ASSETS:-}" ] && [ -x target/kube/kube-apiserver ] && export KUBEBUILDER_ASSETS=$top/target/kube
 
-# Namespaces need root, or a user namespace in which we are root.
-privileged=()
-root=no
-if is_root; then
-  root=yes
-elif unshare --map-root-user --net --mount true 2>/dev/null; then
-  root=yes
-  privileged=(unshare --map-root-user --net --mount)
-  note "not root: the tests that need root run in a user namespace"
-fi
-
 # met NEED: exit 0 when this machine has it, 1 (and why not) when not, 2 when nobody taught this script the word.
 met() {
   case $1 in
-    root) [ $root = yes ] || { echo "not root, and no user namespaces here"; return 1; } ;;
+    root) namespaces true || { echo "no network namespaces can be made here; run as root"; return 1; } ;;
     kube-apiserver)
       { [ -x "${KUBEBUILDER_ASSETS:-/nonexistent}/kube-apiserver" ] || { have kube-apiserver && have etcd; }; } ||
         { echo "no kube-apiserver and etcd here: make assets builds them where Go 1.26 is"; return 1; } ;;
     WireGuard)
-      "${privileged[@]}" unshare --net ip link add wgprobe type wireguard 2>/dev/null ||
+      namespaces unshare --net ip link add wgprobe type wireguard 2>/dev/null ||
         { echo "this kernel has no WireGuard, or lets us make no link"; return 1; } ;;
     helm) have helm || { echo "no helm here: make assets builds it where Go 1.26 is"; return 1; } ;;
     Go) have_go || { echo "no Go 1.26 or newer here"; return 1; } ;;
@@ -77,7 +66,7 @@ if [ $runnable -gt 0 ]; then
   say "$runnable tests that need more: root, namespaces, an API server"
   # --exact makes --skip exact too: no test is left out because another's name is part of its own.
   demanding() {
-    "${privileged[@]}" cargo test --workspace --no-fail-fast --locked --lib --bins --tests \
+    namespaces cargo test --workspace --no-fail-fast --locked --lib --bins --tests \
       "$@" -- --ignored --exact "${skip[@]}" 2>&1 | tee "$log.2"
   }
   timed "tests that need more" demanding "$@" || status=1

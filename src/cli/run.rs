@@ -234,10 +234,5 @@ fn is_object_name(name: &str) -> bool {
 pub(super) fn start(setup: Setup) -> anyhow::Result<()> {
     let Setup { config, log_format, log_filter } = setup;
     logs::start(log_format, log_filter);
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(config))
-}
-
-/// The sidecar, until it is told to stop.
-pub async fn run(config: RunConfig) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no daemon to run for pod {}", config.pod_name)
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(crate::daemon::run(config))
 }

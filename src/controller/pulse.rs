@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use super::Step;
 use crate::clock::Moment;
 use crate::tunnel::LinkStats;
 
@@ -28,11 +27,24 @@ const SILENCE_OTHERWISE: Duration = Duration::from_secs(15);
 /// So many probes answered in a row make a hub one that answers.
 const ANSWERS_IN_A_ROW: u8 = 2;
 
+/// What it is time for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Due {
+    /// Read WireGuard's counters.
+    Reading,
+    /// Send a packet that the hub answers.
+    Probe,
+    /// Send another handshake.
+    Kick,
+}
+
 /// The hub's pulse, for the present peer.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pulse {
     peer_since: Moment,
     stats: LinkStats,
+    /// When the present peer last completed a handshake.
+    handshake: Option<Moment>,
     /// When the receive counter last grew, or the peer was set.
     heard: Moment,
     next_read: Moment,
@@ -59,19 +71,21 @@ impl Pulse {
             next_kick: now + KICK.0,
             kick_wait: KICK.0,
             answers,
+            // The counters are the link's, and go on.
+            stats: LinkStats { handshake_age: None, ..self.stats },
             ..Self::default()
         };
     }
 
     /// What is due at `now`.
-    pub(super) fn due(&self, now: Moment) -> Option<Step> {
+    pub(super) fn due(&self, now: Moment) -> Option<Due> {
         if now >= self.next_read {
-            return Some(Step::Inspect);
+            return Some(Due::Reading);
         }
         if !self.answered() {
-            return (now >= self.next_kick).then_some(Step::Kick);
+            return (now >= self.next_kick).then_some(Due::Kick);
         }
-        (now >= self.next_probe).then_some(Step::Probe)
+        (now >= self.next_probe).then_some(Due::Probe)
     }
 
     /// When something is due next.
@@ -85,6 +99,7 @@ impl Pulse {
         let grew = stats.received > self.stats.received;
         let first_answer = !self.answered() && stats.handshake_age.is_some();
         self.stats = stats;
+        self.handshake = stats.handshake_age.map(|age| now - age);
         if grew || first_answer {
             self.heard = now;
         }
@@ -139,7 +154,15 @@ impl Pulse {
 
     /// Has the present peer completed a handshake?
     pub(super) fn answered(&self) -> bool {
-        self.stats.handshake_age.is_some()
+        self.handshake.is_some()
+    }
+
+    pub(super) fn handshake(&self) -> Option<Moment> {
+        self.handshake
+    }
+
+    pub(super) fn peer_since(&self) -> Moment {
+        self.peer_since
     }
 
     pub(super) fn stats(&self) -> LinkStats {

@@ -29,8 +29,8 @@ fn settings(port: u16, keepalive: u16) -> Tunnel {
     }
 }
 
-fn nic() -> PodNic {
-    PodNic { name: "eth0".into(), mtu: 1450 }
+fn nic() -> Nic {
+    Nic { name: "eth0".into(), index: 2, mtu: 1450, ipv4: None, ipv6: false }
 }
 
 fn leading(until: Moment) -> Event {
@@ -42,7 +42,7 @@ fn following() -> Event {
 }
 
 fn standby() -> Controller {
-    let mut controller = Controller::new(Slot::new(1).unwrap(), nic(), settings(51820, 5));
+    let mut controller = Controller::new(Slot::new(1).unwrap(), nic(), Arc::new(settings(51820, 5)));
     controller.handle(Event::Endpoint(HUB.parse().unwrap()), at(0));
     controller
 }
@@ -54,7 +54,7 @@ fn outcome(step: &Step, handshake: bool) -> Outcome {
             received: if handshake { 92 } else { 0 },
             sent: 148,
         }),
-        Step::Audit => Outcome::Drift(Drift::default()),
+        Step::Audit(_) => Outcome::Drift(Drift::default()),
         _ => Outcome::Done,
     }
 }
@@ -98,7 +98,7 @@ fn the_way_up_puts_the_table_and_the_fence_before_the_link_and_the_peer_last() {
         names(&steps),
         ["Speak", "ApplyForwards", "RaiseFence", "CreateLink", "AttachLink", "ArmFence", "SetPeer"]
     );
-    assert!(steps.contains(&Step::ArmFence { until: at(5000) }));
+    assert!(steps.contains(&Step::ArmFence { port: 51820, until: at(5000) }));
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_renewal_re_arms_the_fence_before_anything_else() {
     let mut controller = leader();
     controller.handle(Event::Forwards(Arc::new(Forwards::from([one_forward()]))), at(1000));
     controller.handle(leading(at(6000)), at(1000));
-    assert_eq!(controller.next(at(1000)), Next::Do(Step::ArmFence { until: at(6000) }));
+    assert_eq!(controller.next(at(1000)), Next::Do(Step::ArmFence { port: 51820, until: at(6000) }));
 }
 
 fn one_forward() -> (crate::services::VipPort, crate::services::Forward) {
@@ -163,9 +163,9 @@ fn a_link_that_will_not_go_delays_the_release_only_while_the_fence_might_be_open
 #[test]
 fn a_changed_peer_keeps_the_link_and_a_changed_port_does_not() {
     let mut controller = leader();
-    controller.handle(Event::Settings(Box::new(settings(51820, 25))), at(100));
+    controller.handle(Event::Settings(Arc::new(settings(51820, 25))), at(100));
     assert_eq!(names(&settle(&mut controller, at(100))), ["UpdatePeer"]);
-    controller.handle(Event::Settings(Box::new(settings(51999, 25))), at(200));
+    controller.handle(Event::Settings(Arc::new(settings(51999, 25))), at(200));
     assert_eq!(
         names(&settle(&mut controller, at(200))),
         ["CloseFence", "RemoveLink", "RemoveFence", "RaiseFence", "CreateLink", "AttachLink", "ArmFence", "SetPeer"]
@@ -198,7 +198,7 @@ fn what_an_outsider_deletes_comes_back() {
         let mut controller = leader();
         let audit = loop {
             match controller.next(at(600)) {
-                Next::Do(Step::Audit) => break Step::Audit,
+                Next::Do(step @ Step::Audit(_)) => break step,
                 Next::Do(step) => controller.done(&step, outcome(&step, true), at(600)),
                 other => panic!("no audit within 600 ms: {other:?}"),
             }
@@ -245,7 +245,7 @@ fn an_unanswered_handshake_is_kicked_at_250_ms_and_then_at_growing_waits() {
     while now < at(20_000) {
         match controller.next(now) {
             Next::Do(step) => {
-                if step == Step::Kick {
+                if matches!(step, Step::Kick(_)) {
                     kicks.push(now.since_boot().as_millis());
                 }
                 controller.done(&step, outcome(&step, false), now);
@@ -270,7 +270,8 @@ fn fresh_peer_after(silent_from: Moment, answers_probes: bool) -> Moment {
             Next::Do(step) => {
                 let alive = now < silent_from;
                 let keepalive = !answers_probes && now.since_boot().as_secs() % 10 == 0;
-                if alive && ((answers_probes && step == Step::Probe) || (keepalive && step == Step::Inspect)) {
+                if alive && ((answers_probes && matches!(step, Step::Probe(_))) || (keepalive && step == Step::Inspect))
+                {
                     received += 32;
                 }
                 let outcome = match step {
@@ -345,14 +346,14 @@ impl There {
     fn check(&self, step: &Step, now: Moment, tenure: Option<Moment>) {
         let leads = tenure.is_some_and(|until| until > now);
         match step {
-            Step::Speak | Step::ApplyForwards | Step::RaiseFence { .. } => assert!(leads, "{step:?} without tenure"),
+            Step::Speak | Step::ApplyForwards(_) | Step::RaiseFence { .. } => assert!(leads, "{step:?} without tenure"),
             Step::CreateLink(_) => {
                 let armed = self.armed_until.is_some() && self.armed_until != tenure;
                 assert!(leads && self.forwards && self.fence && !armed && self.speaking);
             }
             Step::AttachLink(_) => assert!(leads && self.forwards && self.fence && self.link),
-            Step::ArmFence { until } => assert!(leads && self.fence && self.speaking && Some(*until) == tenure),
-            Step::SetPeer(_) | Step::UpdatePeer(_) | Step::Kick | Step::Probe => {
+            Step::ArmFence { until, .. } => assert!(leads && self.fence && self.speaking && Some(*until) == tenure),
+            Step::SetPeer(_) | Step::UpdatePeer(_) | Step::Kick(_) | Step::Probe(_) => {
                 assert!(leads && self.forwards && self.fence && self.armed_until == tenure && self.attached);
             }
             Step::Quiet => {
@@ -367,16 +368,16 @@ impl There {
         match step {
             Step::Speak => self.speaking = true,
             Step::Quiet => self.speaking = false,
-            Step::ApplyForwards => self.forwards = true,
+            Step::ApplyForwards(_) => self.forwards = true,
             Step::RemoveForwards => self.forwards = false,
             Step::RaiseFence { .. } => (self.fence, self.armed_until) = (true, None),
-            Step::ArmFence { until } => self.armed_until = Some(*until),
+            Step::ArmFence { until, .. } => self.armed_until = Some(*until),
             Step::CloseFence => self.armed_until = None,
             Step::RemoveFence => (self.fence, self.armed_until) = (false, None),
             Step::CreateLink(_) => (self.link, self.attached, self.peer) = (true, false, false),
             Step::AttachLink(_) => self.attached = true,
             Step::SetPeer(_) => self.peer = true,
-            Step::RemoveLink => (self.link, self.attached, self.peer) = (false, false, false),
+            Step::RemoveLink(_) => (self.link, self.attached, self.peer) = (false, false, false),
             _ => {}
         }
     }
@@ -404,13 +405,14 @@ proptest! {
                 }
                 Act::Settings(port, alive) => {
                     let port = if port { 51820 } else { 51821 };
-                    controller.handle(Event::Settings(Box::new(settings(port, if alive { 5 } else { 25 }))), now);
+                    controller.handle(Event::Settings(Arc::new(settings(port, if alive { 5 } else { 25 }))), now);
                     controller.handle(Event::Endpoint(HUB.parse().unwrap()), now);
                 }
                 Act::Drift(bits) => {
                     let drift = Drift { link: bits & 1 > 0, network: bits & 2 > 0, forwards: bits & 4 > 0, fence: bits & 8 > 0 };
                     if there.attached {
-                        controller.done(&Step::Audit, Outcome::Drift(drift), now);
+                        let plan = Arc::clone(controller.plan().unwrap());
+                        controller.done(&Step::Audit(plan), Outcome::Drift(drift), now);
                         if drift.link { (there.link, there.attached, there.peer) = (false, false, false); }
                         if drift.network { there.attached = false; }
                         if drift.forwards { there.forwards = false; }

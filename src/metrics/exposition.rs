@@ -138,7 +138,6 @@ fn add<const N: usize>(metric: &mut MetricEncoder<'_>, labels: &[(&str, &str); N
 fn histogram<const N: usize>(metric: &mut MetricEncoder<'_>, values: &Histogram<N>) -> Result<(), Error> {
     let Histogram { bounds, counts, above, sum } = values;
     let mut buckets: Vec<(f64, u64)> = bounds.iter().copied().zip(counts.iter().copied()).collect();
-    // The encoder writes the greatest number as +Inf.
-    buckets.push((f64::MAX, *above));
+    buckets.push((f64::INFINITY, *above));
     metric.encode_histogram::<NoLabelSet>(*sum, counts.iter().sum::<u64>() + above, &buckets, None)
 }

@@ -75,6 +75,7 @@ pub fn check(file: &[u8]) -> Checked {
             ),
         }
     }
+    checked.faults.sort_by_key(|fault| fault.line);
     checked
 }
 
@@ -140,7 +141,7 @@ fn check_secret(checked: &mut Checked, secret: &Node) {
         scalar.text.as_bytes()
     };
     let place = Place::of(part, node.line, scalar, secret);
-    let before = if let Place::Block(header) = place { header } else { 0 };
+    let before = if let Place::Block(before) = place { before } else { 0 };
     let super::Document { tunnels, faults, lines: _ } = parse::parse_after(before, document);
     checked.tunnels.extend(tunnels);
     checked.faults.extend(faults.into_iter().map(|fault| place.locate(fault)));
@@ -148,7 +149,7 @@ fn check_secret(checked: &mut Checked, secret: &Node) {
 
 /// How a line of the document becomes a line of the file.
 enum Place {
-    /// Each line is a line of the file, the first one after this.
+    /// Each line is a line of the file, behind so many others.
     Block(usize),
     /// All of it stands in this line of the file (JSON, quotes), or is folded.
     Within(usize),
@@ -164,7 +165,10 @@ impl Place {
                     get(secret, "metadata").and_then(|metadata| get(metadata, "name")).and_then(|name| text(name));
                 Place::Decoded(name.map(|name| format!(" of Secret {}", shown(name))).unwrap_or_default())
             }
-            (_, Style::Literal) => Place::Block(line),
+            (_, Style::Literal) => {
+                let blank = scalar.text.bytes().take_while(|byte| *byte == b'\n').count();
+                Place::Block(line.saturating_sub(blank + 1))
+            }
             _ => Place::Within(line),
         }
     }

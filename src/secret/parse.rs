@@ -1,6 +1,6 @@
 //! The document of tunnels: bytes in, sound tunnels and every fault at once out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use x25519_dalek::{PublicKey as X25519Public, StaticSecret};
@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::value::{self, Wrong, is_harmless, shown};
 use super::yaml::{self, Entry, Kind, Node, Style, Trouble, Value};
-use super::{Document, Endpoint, Fault, Host, PublicKey, SecretKey, Tunnel, TunnelName, clash};
+use super::{Document, Endpoint, Fault, Host, PublicKey, SecretKey, Tunnel, TunnelName, clash, suggest};
 
 /// Kubernetes takes no larger Secret.
 const MOST_BYTES: usize = 1 << 20;
@@ -16,36 +16,11 @@ const MOST_BYTES: usize = 1 << 20;
 /// Each tunnel of a pod has a number from 1 to 255 for its marks and routing table.
 const MOST_TUNNELS: usize = 255;
 
+/// Nobody reads more, and a hostile document shall not fill the memory with messages.
+const MOST_FAULTS: usize = 1000;
+
 /// The `listenPort` of the first tunnel that names none.
 const FIRST_PORT: u16 = 51820;
-
-/// The keys of a tunnel, as in contract.md, "Secret".
-const KEYS: [&str; 11] = [
-    "vip",
-    "privateKey",
-    "peerPublicKey",
-    "peerEndpoint",
-    "allowedIPs",
-    "listenPort",
-    "presharedKey",
-    "persistentKeepalive",
-    "mtu",
-    "controlPlane",
-    "publicAddress",
-];
-
-/// What people write who come from `wg-quick` or other charts.
-const MEANT: [(&str, &str); 9] = [
-    ("address", "vip"),
-    ("addresses", "vip"),
-    ("endpoint", "peerEndpoint"),
-    ("publickey", "peerPublicKey"),
-    ("peerkey", "peerPublicKey"),
-    ("psk", "presharedKey"),
-    ("keepalive", "persistentKeepalive"),
-    ("port", "listenPort"),
-    ("exposeapiserver", "controlPlane"),
-];
 
 /// Reads the document under the key `tunnels`. A document that cannot be read as a whole gives no tunnel and faults
 /// without a tunnel; else each tunnel is either among the sound ones or has at least one fault.
@@ -100,16 +75,17 @@ fn merged(node: &Node) -> Result<Vec<Entry>, Trouble> {
     let Value::Map(own) = &node.value else { return Err(trouble(node.line, "only a map can be merged (<<)", FIX)) };
     let is_merge = |key: &Node| matches!(&key.value, Value::Scalar(s) if s.style == Style::Plain && *s.text == "<<");
     let mut entries: Vec<Entry> = own.iter().filter(|(key, _)| !is_merge(key)).cloned().collect();
+    let mut known: BTreeSet<String> = entries.iter().filter_map(|(key, _)| name_of(key)).collect();
     for (_, source) in own.iter().filter(|(key, _)| is_merge(key)) {
         let sources: Vec<&Node> = match &source.value {
             Value::List(items) => items.iter().map(Rc::as_ref).collect(),
             _ => vec![source],
         };
         for source in sources {
-            let known: BTreeSet<String> = entries.iter().filter_map(|(key, _)| name_of(key)).collect();
-            entries.extend(
-                merged(source)?.into_iter().filter(|(key, _)| name_of(key).is_none_or(|k| !known.contains(&k))),
-            );
+            let mut brought = merged(source)?;
+            brought.retain(|(key, _)| name_of(key).is_none_or(|name| !known.contains(&name)));
+            known.extend(brought.iter().filter_map(|(key, _)| name_of(key)));
+            entries.append(&mut brought);
         }
     }
     Ok(entries)
@@ -123,8 +99,11 @@ fn name_of(key: &Node) -> Option<String> {
 }
 
 /// Faults so far, and what they belong to.
+#[derive(Default)]
 pub(super) struct Report {
     faults: Vec<Fault>,
+    /// Faults beyond [`MOST_FAULTS`].
+    untold: usize,
     faulty: BTreeSet<String>,
 }
 
@@ -132,7 +111,16 @@ impl Report {
     /// Notes a fault of the tunnel called `name` in the document.
     pub(super) fn fault(&mut self, line: usize, name: &str, key: Option<&str>, wrong: Wrong) {
         self.faulty.insert(name.to_owned());
-        let tunnel = if is_harmless(name) { name.to_owned() } else { "(name not shown)".to_owned() };
+        if self.faults.len() >= MOST_FAULTS {
+            self.untold += 1;
+            return;
+        }
+        let tunnel = match name {
+            "" => "(no name)",
+            name if is_harmless(name) => name,
+            _ => "(name not shown)",
+        }
+        .to_owned();
         self.faults.push(Fault {
             line: wrong.line.unwrap_or(line),
             tunnel: Some(tunnel),
@@ -211,7 +199,7 @@ impl Draft {
 }
 
 fn tunnels(entries: &[Entry]) -> Document {
-    let mut report = Report { faults: Vec::new(), faulty: BTreeSet::new() };
+    let mut report = Report::default();
     let mut drafts: Vec<Draft> = Vec::new();
     for (position, (key, settings)) in entries.iter().enumerate() {
         let name = match &key.value {
@@ -222,6 +210,7 @@ fn tunnels(entries: &[Entry]) -> Document {
         if position >= MOST_TUNNELS {
             let wrong = Wrong::new(format!("this is tunnel {}", position + 1), format!("keep at most {MOST_TUNNELS}"));
             report.fault(key.line, &name, None, wrong);
+            continue;
         }
         let mut draft = draft(&mut report, key.line, name, settings);
         if draft.listen_port.is_none() && draft.default_port {
@@ -233,8 +222,12 @@ fn tunnels(entries: &[Entry]) -> Document {
         drafts.push(draft);
     }
     clash::check(&mut report, &drafts);
-    let Report { mut faults, faulty } = report;
+    let Report { mut faults, untold, faulty } = report;
     faults.sort_by_key(|fault| fault.line);
+    if let Some(last) = faults.last().filter(|_| untold > 0) {
+        let message = format!("{untold} more faults are not shown");
+        faults.push(Fault { key: None, message, fix: "correct those above first".to_owned(), ..last.clone() });
+    }
     let lines = drafts.iter().filter_map(|draft| Some((TunnelName::new(&draft.name)?, draft.line))).collect();
     let sound = drafts.into_iter().filter(|draft| !faulty.contains(&draft.name));
     Document { tunnels: sound.filter_map(Draft::into_tunnel).collect(), faults, lines }
@@ -290,17 +283,17 @@ fn draft(report: &mut Report, line: usize, name: String, settings: &Node) -> Dra
             return draft;
         }
     };
-    let mut seen: Vec<(String, usize)> = Vec::new();
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     for (key, node) in &entries {
         let Some(text) = name_of(key) else {
             report.fault(key.line, &draft.name, None, Wrong::new("this is no key", "use the documented keys"));
             continue;
         };
-        if let Some((_, first)) = seen.iter().find(|(other, _)| *other == text) {
+        if let Some(first) = seen.get(&text) {
             let message = format!("the key is given twice, first in line {first}");
             report.fault(key.line, &draft.name, Some(&label(&text)), Wrong::new(message, "keep one of the two"));
         } else {
-            seen.push((text.clone(), key.line));
+            seen.insert(text.clone(), key.line);
         }
         if let Err(wrongs) = setting(&mut draft, &text, key.line, node) {
             for wrong in wrongs {
@@ -308,7 +301,7 @@ fn draft(report: &mut Report, line: usize, name: String, settings: &Node) -> Dra
             }
         }
     }
-    let given = |key: &str| seen.iter().any(|(other, _)| other == key);
+    let given = |key: &str| seen.contains_key(key);
     for (key, example) in [
         ("vip", "the address inside the tunnel that the hub forwards to"),
         ("privateKey", "what `wg genkey` prints"),
@@ -359,40 +352,8 @@ fn setting(draft: &mut Draft, key: &str, line: usize, node: &Node) -> Result<(),
         "mtu" => keep(&mut draft.mtu, line, value::number(node, 1280, 9000)),
         "controlPlane" => keep(&mut draft.control_plane, line, value::boolean(node)),
         "publicAddress" => keep(&mut draft.public_address, line, value::public_address(node)),
-        _ => Err(vec![unknown(key)]),
+        _ => Err(vec![suggest::unknown(key)]),
     }
-}
-
-fn unknown(key: &str) -> Wrong {
-    let lower = key.to_ascii_lowercase().replace(['-', '_', ' '], "");
-    let by_habit = MEANT.iter().find(|(habit, _)| *habit == lower).map(|(_, meant)| *meant);
-    let nearest = KEYS.iter().map(|known| (distance(&lower, &known.to_ascii_lowercase()), *known)).min();
-    let meant = by_habit.or(nearest.filter(|(steps, known)| *steps <= 1 + known.len() / 5).map(|(_, known)| known));
-    match meant {
-        Some(meant) => Wrong::new("there is no such key", format!("did you mean `{meant}`?")),
-        None => Wrong::new("there is no such key", format!("use one of {}", KEYS.join(", "))),
-    }
-}
-
-/// Edits (insert, delete, replace) from `a` to `b`, Levenshtein's. A text that is far too long is far away.
-fn distance(a: &str, b: &str) -> usize {
-    if a.len() > 40 {
-        return usize::MAX;
-    }
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (cell, y) in row.iter_mut().skip(1).zip(b.bytes()) {
-            let best = (diagonal + usize::from(x != y)).min(*cell + 1).min(left + 1);
-            diagonal = std::mem::replace(cell, best);
-            left = best;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or(usize::MAX)
 }
 
 /// A tunnel whose peer is itself: the most usual mix-up of keys.

@@ -123,3 +123,127 @@ impl Settings {
         known.into_iter().map(|name| (name.to_owned(), self.readable && !faulty.contains(name))).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::parse;
+
+    /// A sound tunnel with keys of its own, made from its name.
+    fn tunnel(name: &str, vip: &str, more: &str) -> String {
+        use base64::Engine;
+        let key = |salt: u8| {
+            let mut bytes = [salt; 32];
+            bytes[..name.len()].copy_from_slice(name.as_bytes());
+            base64::engine::general_purpose::STANDARD.encode(bytes)
+        };
+        let (private, peer) = (key(1), key(2));
+        format!("{name}: {{vip: {vip}, privateKey: {private}, peerPublicKey: {peer}, peerEndpoint: 'hub:1'{more}}}\n")
+    }
+
+    fn names(names: &[TunnelName]) -> Vec<&str> {
+        names.iter().map(TunnelName::as_str).collect()
+    }
+
+    /// Name, VIP and port of each tunnel to serve.
+    fn served(settings: &Settings) -> Vec<String> {
+        settings.tunnels().map(|tunnel| format!("{} {} {}", tunnel.name, tunnel.vip, tunnel.listen_port)).collect()
+    }
+
+    fn started(document: &str) -> Settings {
+        let mut settings = Settings::default();
+        let change = settings.apply(parse(document.as_bytes()));
+        assert_eq!((settings.faults(), change.is_empty()), (&[][..], false));
+        settings
+    }
+
+    fn two() -> String {
+        tunnel("a", "10.0.0.1", "") + &tunnel("b", "10.0.0.2", "")
+    }
+
+    #[test]
+    fn a_sound_document_adds_changes_and_removes() {
+        let mut settings = started(&two());
+        let next = tunnel("c", "10.0.0.3", ", listenPort: 1") + &tunnel("b", "10.0.0.2", ", mtu: 1400");
+        let change = settings.apply(parse(next.as_bytes()));
+        assert_eq!(names(&change.added), ["c"]);
+        assert_eq!(names(&change.changed), ["b"]);
+        assert_eq!(names(&change.removed), ["a"]);
+        assert!(settings.apply(parse(next.as_bytes())).is_empty());
+    }
+
+    #[test]
+    fn a_faulty_tunnel_keeps_its_last_good_settings_and_another_is_applied() {
+        let mut settings = started(&two());
+        let next = tunnel("a", "10.0.0.9", ", mtu: 1") + &tunnel("b", "10.0.0.3", "");
+        let change = settings.apply(parse(next.as_bytes()));
+        assert_eq!((names(&change.changed), change.faults_changed), (vec!["b"], true));
+        assert_eq!(served(&settings), ["a 10.0.0.1 51820", "b 10.0.0.3 51821"]);
+        assert_eq!(settings.valid(), BTreeMap::from([("a".to_owned(), false), ("b".to_owned(), true)]));
+    }
+
+    #[test]
+    fn a_missing_tunnel_stays_while_the_document_has_a_fault() {
+        let mut settings = started(&two());
+        settings.apply(parse(format!("{}x: {{}}\n", tunnel("a", "10.0.0.1", "")).as_bytes()));
+        assert_eq!(served(&settings), ["a 10.0.0.1 51820", "b 10.0.0.2 51821"]);
+        let valid = [("a", true), ("b", true), ("x", false)].map(|(name, valid)| (name.to_owned(), valid));
+        assert_eq!(settings.valid(), BTreeMap::from(valid));
+        let change = settings.apply(parse(tunnel("a", "10.0.0.1", "").as_bytes()));
+        assert_eq!((names(&change.removed), change.faults_changed), (vec!["b"], true));
+    }
+
+    #[test]
+    fn a_document_that_cannot_be_read_takes_nothing_down_and_makes_every_tunnel_invalid() {
+        for document in [parse(b"- a"), parse(b""), parse(b"{}"), Document::absent()] {
+            let mut settings = started(&two());
+            assert!(settings.apply(document).is_empty());
+            let valid = [("a", false), ("b", false)].map(|(name, valid)| (name.to_owned(), valid));
+            assert_eq!(settings.valid(), BTreeMap::from(valid));
+            assert!(settings.is_configured());
+        }
+    }
+
+    #[test]
+    fn a_newcomer_waits_for_what_a_kept_tunnel_has() {
+        let mut settings = started(&tunnel("a", "10.0.0.1", ""));
+        // `a` is renamed to `b` in a document whose other tunnel is faulty, so `a` is only missing.
+        let renamed = tunnel("b", "10.0.0.1", ", listenPort: 7");
+        let change = settings.apply(parse(format!("bad: {{}}\n{renamed}").as_bytes()));
+        assert!(change.is_empty());
+        let waiting = settings.faults().iter().find(|fault| fault.tunnel.as_deref() == Some("b"));
+        let waiting = waiting.map(|fault| (fault.line, fault.key.as_deref(), fault.message.as_str()));
+        let message = "`a` keeps its last good settings, and with them this VIP 10.0.0.1";
+        assert_eq!(waiting, Some((2, Some("vip"), message)));
+        assert_eq!(settings.valid().get("b"), Some(&false));
+        // With the fault gone, both halves of the rename happen at once.
+        let change = settings.apply(parse(renamed.as_bytes()));
+        assert_eq!((names(&change.added), names(&change.removed)), (vec!["b"], vec!["a"]));
+    }
+
+    #[test]
+    fn a_change_that_waits_may_make_another_wait() {
+        let mut settings = started(&(two() + &tunnel("c", "10.0.0.3", "")));
+        // Each takes the VIP of the one before, and the first is faulty: none can move.
+        let next = tunnel("a", "10.0.0.9", ", mtu: 1") + &tunnel("b", "10.0.0.1", "") + &tunnel("c", "10.0.0.2", "");
+        assert!(settings.apply(parse(next.as_bytes())).is_empty());
+        assert_eq!(settings.faults().len(), 3);
+    }
+
+    #[test]
+    fn two_sound_tunnels_may_swap_what_they_have_beside_a_faulty_one() {
+        let mut settings = started(&two());
+        let next = tunnel("a", "10.0.0.2", "") + &tunnel("b", "10.0.0.1", "") + "x: {}\n";
+        assert_eq!(names(&settings.apply(parse(next.as_bytes())).changed), ["a", "b"]);
+        assert_eq!(settings.faults().len(), 1);
+    }
+
+    #[test]
+    fn a_default_port_that_moves_into_a_kept_tunnels_port_waits() {
+        let mut settings = started(&two());
+        // `b` moves to the first place and would get 51820, which faulty `a` still has.
+        settings.apply(parse((tunnel("b", "10.0.0.2", "") + "a: {}\n").as_bytes()));
+        assert_eq!(served(&settings), ["a 10.0.0.1 51820", "b 10.0.0.2 51821"]);
+        assert_eq!(settings.faults().len(), 2);
+    }
+}

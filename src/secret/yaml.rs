@@ -56,7 +56,7 @@ pub(crate) enum Style {
     Plain,
     /// Text, whatever it looks like.
     Quoted,
-    /// A block scalar (`|`): each line of it is a line of the document, the first one after `line`.
+    /// A block scalar (`|`): each line of it is a line of the document; `line` is its first one that is not empty.
     Literal,
 }
 
@@ -285,10 +285,95 @@ fn explain(error: &ScanError, before: usize) -> Trouble {
             "this is no YAML: a `key: value` where none may stand",
             "check the indentation, and put values that contain `: ` in quotes",
         ),
-        ErrorKind::UnclosedQuotedScalar => trouble("this is no YAML: a quote is never closed", "close the quote"),
+        ErrorKind::UnclosedQuotedScalar | ErrorKind::InvalidQuotedScalarIndent => {
+            trouble("this is no YAML: a quoted text does not end before this line", "close the quote")
+        }
         ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => {
             trouble("this is no YAML: a key without its colon", "write `key: value`, with a space after the colon")
         }
         kind => Trouble::new(line, format!("this is no YAML: {kind}"), "correct the YAML"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_scalars_are_what_the_core_schema_says() {
+        let number = |value| Kind::Integer(Some(value));
+        for (text, kind) in [
+            ("", Kind::Null),
+            ("~", Kind::Null),
+            ("nUll", Kind::Text),
+            ("true", Kind::Bool(true)),
+            ("FALSE", Kind::Bool(false)),
+            ("yes", Kind::Text),
+            ("on", Kind::Text),
+            ("7", number(7)),
+            ("-7", number(-7)),
+            ("+7", number(7)),
+            ("017", number(17)),
+            ("0o17", number(15)),
+            ("0x1F", number(31)),
+            ("0o8", Kind::Text),
+            ("0x", Kind::Text),
+            ("0b1", Kind::Text),
+            ("1_000", Kind::Text),
+            ("99999999999999999999", Kind::Integer(None)),
+            ("1.", Kind::Float),
+            (".5", Kind::Float),
+            ("1e3", Kind::Float),
+            ("-1.5E-3", Kind::Float),
+            (".", Kind::Text),
+            ("e3", Kind::Text),
+            ("1e", Kind::Text),
+            ("-.inf", Kind::Float),
+            (".nan", Kind::Float),
+            ("1.2.3", Kind::Text),
+            ("22:22", Kind::Text),
+            ("-", Kind::Text),
+        ] {
+            let scalar = |style| Scalar { text: Zeroizing::new(text.to_owned()), style };
+            assert_eq!(scalar(Style::Plain).kind(), kind, "{text:?}");
+            assert_eq!(scalar(Style::Quoted).kind(), Kind::Text, "quoted {text:?}");
+        }
+    }
+
+    #[test]
+    fn tags_of_the_core_schema_decide_over_quotes() {
+        for (text, kind) in [
+            ("!!str 7", Kind::Text),
+            ("! 7", Kind::Text),
+            ("!!int '7'", Kind::Integer(Some(7))),
+            ("!!bool \"true\"", Kind::Bool(true)),
+            ("'7'", Kind::Text),
+        ] {
+            let documents = read(text, 0).unwrap();
+            let kind_read = match &documents[0].value {
+                Value::Scalar(scalar) => Some(scalar.kind()),
+                _ => None,
+            };
+            assert_eq!(kind_read, Some(kind), "{text}");
+        }
+        for text in ["!vault x", "!!binary eA==", "!vault [x]", "!vault {x: y}"] {
+            assert!(matches!(read(text, 0).unwrap()[0].value, Value::Tagged), "{text}");
+        }
+    }
+
+    #[test]
+    fn lines_count_from_one_with_any_line_break() {
+        for (text, key, value) in [
+            ("a: 1\nb: c\n", 12, 12),
+            ("a: 1\r\nb:\r\n  c\r\n", 12, 13),
+            ("\u{feff}a: 1\n\n# b\nb: |\n\n  c\n", 14, 16),
+        ] {
+            let documents = read(text, 10).unwrap();
+            let lines = match &documents[0].value {
+                Value::Map(entries) => entries.iter().map(|(key, value)| (key.line, value.line)).collect(),
+                _ => vec![],
+            };
+            assert_eq!(lines, [(11, 11), (key, value)], "{text:?}");
+        }
     }
 }

@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 use super::{ObjectName, Protocol, VipPort};
+use crate::api::meta::described;
 
 /// Names the tunnel, on a Service of class [`CLASS`].
 pub const TUNNEL_ANNOTATION: &str = "wirevip.io/tunnel";
@@ -122,7 +123,7 @@ pub struct Endpoint {
 /// A Service as the API sends it, in as far as it is read.
 #[derive(Clone, Debug, Deserialize)]
 pub struct WireService {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "described")]
     metadata: ObjectMeta,
     #[serde(default)]
     spec: Option<WireServiceSpec>,
@@ -174,7 +175,7 @@ impl WirePort {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WireSlice {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "described")]
     metadata: ObjectMeta,
     #[serde(default)]
     address_type: String,

@@ -1,0 +1,365 @@
+//! Carries one tunnel's steps out, one at a time, and tells the controller what came of each.
+//!
+//! Leadership is read before every step and is first in every wait: a step up that was decided before a loss is never
+//! begun after it. No step may take longer than [`STEP_TIMEOUT`]; what a stuck step cannot undo, the kernel's fence does.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::{Controller, Drift, Event, Next, Outcome, Step, probe};
+use crate::clock::{Clock, Moment};
+use crate::election::Leadership;
+use crate::election::campaign::{Campaign, Standing};
+use crate::election::gate::Gate;
+use crate::fence;
+use crate::metrics::{Metrics, Phase};
+use crate::ruleset::{self, Firewall, Forget, Transaction};
+use crate::secret::Tunnel;
+use crate::services::Forwards;
+use crate::status::Snapshot;
+use crate::tunnel::{HostNet, LinkBackend, LinkError, LinkPlan, LinkStats, Nic};
+
+/// Longer than any step takes on a machine that works.
+const STEP_TIMEOUT: Duration = Duration::from_secs(1);
+/// A waiting actor comes round this often, to show that it lives and to keep the figures fresh.
+const ROUND: Duration = Duration::from_secs(1);
+/// After this a Lease that cannot be given back is left to run out (contract: SIGTERM is over within 3 s).
+const RESIGN_WITHIN: Duration = Duration::from_secs(2);
+
+/// What should be, as watched values: the newest counts, and none is ever missed.
+pub struct Inputs {
+    /// Settings in force.
+    pub settings: watch::Receiver<Arc<Tunnel>>,
+    /// What is to be forwarded; `None` until Services were listed once.
+    pub forwards: watch::Receiver<Option<Arc<Forwards>>>,
+    /// The hub's address; `None` until it was resolved.
+    pub endpoint: watch::Receiver<Option<SocketAddr>>,
+    /// The pod's NIC.
+    pub nic: watch::Receiver<Nic>,
+    /// True: take all down, give the Lease back, end.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// What the actor tells.
+pub struct Outputs {
+    /// After every round.
+    pub snapshot: watch::Sender<Snapshot>,
+    /// The hub has not been heard for so long; the resolver looks its name up again.
+    pub unheard: watch::Sender<Duration>,
+    /// The process's figures.
+    pub metrics: Metrics,
+}
+
+/// One tunnel's actor: see the module's text.
+pub struct Actor<L, H, F> {
+    controller: Controller,
+    link: Arc<L>,
+    net: Arc<H>,
+    firewall: F,
+    clock: Arc<dyn Clock>,
+    /// `None` once it resigns.
+    campaign: Option<Campaign>,
+    gate: Gate,
+    leadership: watch::Receiver<Leadership>,
+    standing: watch::Receiver<Standing>,
+    inputs: Inputs,
+    outputs: Outputs,
+    takeover: Takeover,
+    /// Bytes received and sent by links that are gone.
+    past_traffic: (u64, u64),
+}
+
+/// When the steps of the present takeover were taken.
+#[derive(Default)]
+struct Takeover {
+    began: Option<Moment>,
+    peer_set: Option<Moment>,
+    /// The handshake was measured; a fresh peer later on is no takeover.
+    told: bool,
+}
+
+impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
+    /// An actor for a controller that knows its settings and NIC.
+    pub fn new(
+        controller: Controller,
+        (link, net, firewall): (Arc<L>, Arc<H>, F),
+        clock: Arc<dyn Clock>,
+        campaign: Campaign,
+        inputs: Inputs,
+        outputs: Outputs,
+    ) -> Self {
+        Self {
+            controller,
+            link,
+            net,
+            firewall,
+            clock,
+            gate: campaign.gate(),
+            leadership: campaign.leadership(),
+            standing: campaign.standing(),
+            campaign: Some(campaign),
+            inputs,
+            outputs,
+            takeover: Takeover::default(),
+            past_traffic: (0, 0),
+        }
+    }
+
+    /// Runs until stopped; then nothing of the tunnel is left in the kernel, and the Lease is given back.
+    pub async fn run(mut self, round: impl Fn()) {
+        // The clean-up at start saw to it: nothing of the tunnel is there.
+        self.gate.quiet();
+        self.take_inputs();
+        let mut resigning = None;
+        loop {
+            round();
+            if *self.inputs.stop.borrow_and_update()
+                && let Some(campaign) = self.campaign.take()
+            {
+                self.controller.handle(Event::Stop, self.clock.now());
+                // Begun at once, so that the Lease is read while the tunnel goes down; the gate makes it wait for that.
+                resigning = Some(tokio::spawn(campaign.resign(RESIGN_WITHIN)));
+            }
+            self.take_leadership();
+            let now = self.clock.now();
+            match self.controller.next(now) {
+                Next::Do(Step::Speak) if !self.gate.speak() => {
+                    // The tenure ended between the campaign's word and ours; the next word is on its way.
+                    self.wait(Duration::from_millis(100)).await;
+                }
+                Next::Do(step) => self.carry_out(step).await,
+                Next::WaitUntil(then) => {
+                    self.publish();
+                    self.wait(then.since(self.clock.now()).min(ROUND)).await;
+                }
+                Next::Finished => break,
+            }
+        }
+        self.publish();
+        if let Some(resigning) = resigning {
+            // It logs what becomes of it, and is bounded by itself.
+            let _ = resigning.await;
+        }
+    }
+
+    fn take_leadership(&mut self) {
+        let leadership = self.leadership.borrow_and_update().clone();
+        let now = self.clock.now();
+        match &leadership {
+            Leadership::Leading(_) if self.takeover.began.is_none() => self.takeover.began = Some(now),
+            Leadership::Leading(_) => {}
+            Leadership::Following { .. } => self.takeover = Takeover::default(),
+        }
+        self.controller.handle(Event::Leadership(leadership), now);
+    }
+
+    fn take_inputs(&mut self) {
+        let now = self.clock.now();
+        let Inputs { settings, forwards, endpoint, nic, stop: _ } = &mut self.inputs;
+        let nic = nic.borrow_and_update().clone();
+        let settings = Arc::clone(&settings.borrow_and_update());
+        let (forwards, endpoint) = (forwards.borrow_and_update().clone(), *endpoint.borrow_and_update());
+        self.controller.handle(Event::Nic(nic), now);
+        self.controller.handle(Event::Settings(settings), now);
+        if let Some(forwards) = &forwards {
+            self.controller.handle(Event::Forwards(Arc::clone(forwards)), now);
+        }
+        if let Some(endpoint) = endpoint {
+            self.controller.handle(Event::Endpoint(endpoint), now);
+        }
+        // Who knows neither the hub's address nor the Services would lead into a black hole.
+        self.gate.eligible(endpoint.is_some() && forwards.is_some());
+    }
+
+    async fn wait(&mut self, at_most: Duration) {
+        let Inputs { settings, forwards, endpoint, nic, stop } = &mut self.inputs;
+        tokio::select! {
+            biased;
+            _ = self.leadership.changed() => {}
+            _ = stop.changed() => {}
+            _ = settings.changed() => self.take_inputs(),
+            _ = endpoint.changed() => self.take_inputs(),
+            _ = nic.changed() => self.take_inputs(),
+            _ = forwards.changed() => self.take_inputs(),
+            () = tokio::time::sleep(at_most) => {}
+        }
+    }
+
+    async fn carry_out(&mut self, step: Step) {
+        let began = self.clock.now();
+        let result = match tokio::time::timeout(STEP_TIMEOUT, self.perform(&step)).await {
+            Ok(result) => result,
+            Err(_) => Err(anyhow::anyhow!("no answer from the kernel within {STEP_TIMEOUT:?}")),
+        };
+        let now = self.clock.now();
+        match result {
+            Ok(outcome) => {
+                tracing::debug!(tunnel = %self.name(), step = step.names().0, took = ?now.since(began), "done");
+                self.measure(&step, began, now);
+                self.controller.done(&step, outcome, now);
+                self.first_handshake();
+            }
+            Err(error) => {
+                let message = format!("{error:#}");
+                if self.controller.failure() != Some(&message) {
+                    tracing::warn!(tunnel = %self.name(), step = step.names().0, error = message, "a step failed");
+                }
+                self.outputs.metrics.error(step.names().1);
+                if lost(&error) {
+                    self.controller.link_lost();
+                }
+                self.controller.failed(&step, message, now);
+            }
+        }
+    }
+
+    async fn perform(&mut self, step: &Step) -> anyhow::Result<Outcome> {
+        let name = self.controller.settings().name.clone();
+        match step {
+            // Granted before the step was taken.
+            Step::Speak => {}
+            Step::Quiet => self.gate.quiet(),
+            Step::StepDown => self.gate.step_down(),
+            Step::ApplyForwards(plan) => self.apply_forwards(plan)?,
+            Step::RaiseFence { port } => self.firewall.commit(&fence::raise(&name, *port))?,
+            Step::ArmFence { port, until } => {
+                let left = until.since(self.clock.now());
+                match fence::arm(&name, *port, left) {
+                    Some(transaction) => self.firewall.commit(&transaction)?,
+                    None => anyhow::bail!("the tenure is over before it could be armed; waiting for the next renewal"),
+                }
+            }
+            Step::CloseFence => self.firewall.commit(&fence::close(&name))?,
+            Step::RemoveFence => self.firewall.commit(&fence::remove(&name))?,
+            Step::CreateLink(plan) => self.link.create(plan).await?,
+            Step::AttachLink(plan) => {
+                self.net.attach(plan).await?;
+            }
+            Step::SetPeer(plan) | Step::Kick(plan) => self.link.fresh_peer(plan).await?,
+            Step::UpdatePeer(plan) => self.link.update_peer(plan).await?,
+            Step::Probe(plan) => probe::send(plan)?,
+            Step::Inspect => return Ok(Outcome::Stats(self.link.stats(&name).await?)),
+            Step::Audit(plan) => return Ok(Outcome::Drift(self.audit(plan).await?)),
+            Step::RemoveLink(plan) => self.remove_link(plan).await?,
+            Step::RemoveForwards => {
+                self.firewall.commit(&Transaction::delete(&ruleset::forwards_table(&name)))?;
+                self.firewall.forget(&Forget::Tunnel(self.controller.slot()))?;
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn apply_forwards(&mut self, plan: &LinkPlan) -> anyhow::Result<()> {
+        let forwards = Arc::clone(self.controller.wanted());
+        let table = ruleset::render(&ruleset::Plan {
+            tunnel: &plan.name,
+            slot: plan.slot,
+            vip: plan.vip,
+            mtu: plan.mtu,
+            forwards: &forwards,
+        });
+        self.firewall.commit(&Transaction::replace(table))?;
+        if let Some(old) = self.controller.applied() {
+            let gone = ruleset::vanished(old, &forwards, plan.vip);
+            if !gone.is_empty() {
+                self.firewall.forget(&Forget::Flows(gone))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Both, whatever becomes of the first: what is left behind is found by the next try.
+    async fn remove_link(&mut self, plan: &LinkPlan) -> anyhow::Result<()> {
+        let last = self.link.stats(&plan.name).await.unwrap_or_default();
+        let removed = self.link.remove(&plan.name).await;
+        let detached = self.net.detach(plan).await;
+        removed?;
+        detached?;
+        self.past_traffic.0 += last.received;
+        self.past_traffic.1 += last.sent;
+        Ok(())
+    }
+
+    async fn audit(&mut self, plan: &LinkPlan) -> anyhow::Result<Drift> {
+        let missing = match self.net.drift(plan).await {
+            Ok(missing) => missing,
+            Err(crate::tunnel::HostError::LinkLost { .. }) => return Ok(Drift { link: true, ..Drift::default() }),
+            Err(error) => return Err(error.into()),
+        };
+        let drift = Drift {
+            link: false,
+            network: !missing.is_empty(),
+            forwards: !self.firewall.intact(&ruleset::forwards_table(&plan.name))?,
+            fence: !self.firewall.intact(&ruleset::fence_table(&plan.name))?,
+        };
+        if drift != Drift::default() {
+            tracing::warn!(tunnel = %plan.name, ?drift, ?missing, "somebody changed what is ours; putting it back");
+        }
+        Ok(drift)
+    }
+
+    fn measure(&mut self, step: &Step, began: Moment, now: Moment) {
+        match step {
+            Step::ApplyForwards(_) => self.outputs.metrics.ruleset_applied(now.since(began)),
+            Step::Speak => {
+                if let Some(takeover) = self.standing.borrow().takeover {
+                    self.took(Phase::Detect, takeover.detected.since(takeover.silent_since));
+                    self.took(Phase::Lease, takeover.written.since(takeover.detected));
+                }
+            }
+            Step::SetPeer(_) if self.takeover.peer_set.is_none() => {
+                if let Some(began) = self.takeover.began {
+                    self.took(Phase::Link, now.since(began));
+                }
+                self.takeover.peer_set = Some(now);
+            }
+            _ => {}
+        }
+    }
+
+    fn first_handshake(&mut self) {
+        let Takeover { began: Some(_), peer_set: Some(set), told: false } = self.takeover else { return };
+        if let Some(handshake) = self.controller.handshake() {
+            self.took(Phase::Handshake, handshake.since(set));
+            self.takeover.told = true;
+        }
+    }
+
+    fn took(&self, phase: Phase, span: Duration) {
+        self.outputs.metrics.tunnel(self.name(), |tunnel| tunnel.took(phase, span));
+    }
+
+    fn publish(&self) {
+        let now = self.clock.now();
+        let LinkStats { handshake_age: _, received, sent } = self.controller.stats();
+        let snapshot = Snapshot {
+            settings: Arc::clone(self.controller.settings()),
+            leadership: self.leadership.borrow().clone(),
+            state: self.controller.state(now),
+            serves: self.controller.serves(),
+            handshake: self.controller.handshake(),
+            peer_since: self.controller.peer_since(),
+            traffic: (self.past_traffic.0 + received, self.past_traffic.1 + sent),
+            forwards: self.controller.applied().cloned(),
+            failure: self.controller.failure().map(str::to_owned),
+        };
+        self.outputs.snapshot.send_replace(snapshot);
+        let unheard = self.controller.unheard_for(now).unwrap_or_default();
+        self.outputs.unheard.send_if_modified(|known| {
+            let crossed = unheard.as_secs() != known.as_secs();
+            *known = unheard;
+            crossed
+        });
+    }
+
+    fn name(&self) -> &crate::secret::TunnelName {
+        &self.controller.settings().name
+    }
+}
+
+fn lost(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(LinkError::Lost { .. }))
+}

@@ -1,0 +1,273 @@
+//! The tunnels that this pod may lead: one actor, one campaign and one resolver each, made and ended as the Secret says.
+//!
+//! They share nothing but the watches (I5). An actor that leaves is waited for by those that come after it, since they
+//! may want its port or its name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use futures::future::join_all;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::herald::Herald;
+use crate::api::client::Connection;
+use crate::cli::run::RunConfig;
+use crate::clock::{BootClock, Clock};
+use crate::controller::actor::{Actor, Inputs as ActorInputs, Outputs};
+use crate::controller::{Controller, hub};
+use crate::election::Elector;
+use crate::election::campaign::Campaign;
+use crate::election::lease::KubeLease;
+use crate::metrics::Metrics;
+use crate::ruleset::NetlinkFirewall;
+use crate::secret::watch::SecretState;
+use crate::secret::{Document, Settings, Tunnel, TunnelName};
+use crate::services::watch::Inputs;
+use crate::services::{self, Forwards, TunnelView};
+use crate::status::board::Board;
+use crate::status::{FaultsByTunnel, Snapshot};
+use crate::tunnel::network::KernelNet;
+use crate::tunnel::system::SystemLinks;
+use crate::tunnel::{Nic, Slot};
+
+/// What the fleet is made from.
+pub(super) struct Parts {
+    pub(super) config: RunConfig,
+    pub(super) clock: Arc<BootClock>,
+    pub(super) links: Arc<SystemLinks>,
+    pub(super) net: Arc<KernelNet>,
+    pub(super) metrics: Metrics,
+    pub(super) board: Arc<Board>,
+    pub(super) connection: Connection,
+    pub(super) nic: watch::Receiver<Nic>,
+    pub(super) stop: watch::Receiver<bool>,
+}
+
+/// See the module's text.
+pub(super) struct Fleet {
+    parts: Parts,
+    secret: watch::Receiver<SecretState>,
+    services: watch::Receiver<Arc<Inputs>>,
+    /// The watches; they end with the fleet.
+    _watches: JoinSet<()>,
+    settings: Settings,
+    members: BTreeMap<TunnelName, Member>,
+    /// Actors on their way out.
+    leaving: Vec<JoinHandle<()>>,
+    herald: Herald,
+}
+
+struct Member {
+    slot: Slot,
+    settings: watch::Sender<Arc<Tunnel>>,
+    forwards: watch::Sender<Option<Arc<Forwards>>>,
+    stop: watch::Sender<bool>,
+    actor: JoinHandle<()>,
+    /// Resolver and herald's ear; they end when the actor's channels do.
+    _aides: JoinSet<()>,
+}
+
+impl Fleet {
+    /// Starts the watches.
+    pub(super) fn new(parts: Parts) -> anyhow::Result<Self> {
+        let client = &parts.connection.client;
+        let secret = crate::secret::watch::spawn(client.clone(), &parts.config.namespace, &parts.config.secret_name);
+        let (services, watches) = services::watch::spawn(client, parts.config.service_namespace.as_deref());
+        let herald = Herald::new(&parts);
+        Ok(Self {
+            parts,
+            secret,
+            services,
+            _watches: watches,
+            settings: Settings::default(),
+            members: BTreeMap::new(),
+            leaving: vec![],
+            herald,
+        })
+    }
+
+    /// Until told to stop and every tunnel is down.
+    pub(super) async fn run(mut self) {
+        while !*self.parts.stop.borrow_and_update() {
+            tokio::select! {
+                biased;
+                _ = self.parts.stop.changed() => {}
+                _ = self.secret.changed() => self.configure(),
+                _ = self.services.changed() => self.translate(),
+            }
+        }
+        for (_, member) in std::mem::take(&mut self.members) {
+            self.dismiss(member);
+        }
+        join_all(self.leaving).await;
+    }
+
+    /// Takes the Secret in.
+    fn configure(&mut self) {
+        let state = self.secret.borrow_and_update().clone();
+        self.herald.secret(&state);
+        let name = &self.parts.config.secret_name;
+        let document = match &state {
+            SecretState::Data { document, .. } => crate::secret::parse(document),
+            SecretState::NoKey { .. } => Document::absent(),
+            SecretState::Missing | SecretState::NotYet => {
+                // A deleted Secret removes nothing.
+                let why =
+                    format!("the Secret {name} does not exist in namespace {}; create it", self.parts.config.namespace);
+                self.parts.board.not_ready_because(why);
+                return;
+            }
+        };
+        let change = self.settings.apply(document);
+        self.publish_faults();
+        for name in &change.removed {
+            if let Some(member) = self.members.remove(name) {
+                self.parts.board.remove(name);
+                tracing::info!(tunnel = %name, "left the Secret; taking it down");
+                self.dismiss(member);
+            }
+        }
+        let names: Vec<_> = self.settings.tunnels().map(|tunnel| tunnel.name.clone()).collect();
+        self.parts.metrics.set_tunnels(&names);
+        for name in change.changed.iter().chain(&change.added) {
+            let Some(tunnel) = self.settings.get(name).cloned() else { continue };
+            match self.members.get(name) {
+                Some(member) => {
+                    member.settings.send_replace(Arc::new(tunnel));
+                }
+                None => self.enlist(tunnel),
+            }
+        }
+        if self.settings.is_configured() {
+            self.parts.board.ready();
+        } else {
+            self.parts.board.not_ready_because("the Secret names no sound tunnel; `wirevip check` tells why".into());
+        }
+        if !change.is_empty() {
+            self.parts.metrics.config_changed(self.parts.clock.wall());
+        }
+        self.translate();
+    }
+
+    fn publish_faults(&self) {
+        let mut faults = FaultsByTunnel::new();
+        for fault in self.settings.faults() {
+            faults.entry(fault.tunnel.clone().unwrap_or_default()).or_default().push(fault.clone());
+        }
+        self.herald.faults(&faults);
+        self.parts.board.set_faults(faults);
+        self.parts.metrics.set_config_valid(self.settings.valid());
+    }
+
+    /// What each tunnel forwards, from all that is known (I4).
+    fn translate(&mut self) {
+        let inputs = Arc::clone(&self.services.borrow_and_update());
+        if !inputs.complete() {
+            return;
+        }
+        let views: Vec<_> = self
+            .settings
+            .tunnels()
+            .map(|tunnel| TunnelView {
+                name: tunnel.name.clone(),
+                vip: tunnel.vip,
+                control_plane: tunnel.control_plane,
+            })
+            .collect();
+        let sound: BTreeSet<&str> = views.iter().map(|view| view.name.as_str()).collect();
+        let faulty: BTreeSet<&str> =
+            self.settings.faults().iter().filter_map(|fault| fault.tunnel.as_deref()).collect();
+        let settings = services::Settings {
+            control_plane: self.parts.config.control_plane,
+            control_plane_port: self.parts.config.control_plane_port,
+            unsound_tunnels: faulty.difference(&sound).count(),
+        };
+        let mut translation = services::translate(inputs.services(), &inputs.all_slices(), &views, settings);
+        for (name, forwards) in std::mem::take(&mut translation.forwards) {
+            if let Some(member) = self.members.get(&name) {
+                member.forwards.send_if_modified(|known| {
+                    let changed = known.as_deref() != Some(&forwards);
+                    if changed {
+                        *known = Some(Arc::new(forwards));
+                    }
+                    changed
+                });
+            }
+        }
+        self.herald.translated(&inputs, translation);
+    }
+
+    fn enlist(&mut self, tunnel: Tunnel) {
+        let name = tunnel.name.clone();
+        let Some(slot) = self.free_slot() else {
+            tracing::error!(tunnel = %name, "a pod carries 255 tunnels at most; move some to another Secret and DaemonSet");
+            return;
+        };
+        tracing::info!(tunnel = %name, vip = %tunnel.vip, endpoint = %tunnel.endpoint, "new in the Secret");
+        let tunnel = Arc::new(tunnel);
+        let (settings, settings_rx) = watch::channel(Arc::clone(&tunnel));
+        let (forwards, forwards_rx) = watch::channel(None);
+        let (endpoint, endpoint_rx) = watch::channel(None);
+        let (unheard, unheard_rx) = watch::channel(Default::default());
+        let (stop, stop_rx) = watch::channel(false);
+        let (snapshot, snapshot_rx) = watch::channel(Snapshot::standby(Arc::clone(&tunnel)));
+        self.parts.board.add(name.clone(), snapshot_rx.clone());
+        let mut aides = JoinSet::new();
+        aides.spawn(hub::follow(self.parts.nic.clone(), settings_rx.clone(), unheard_rx, endpoint));
+        let inputs = ActorInputs {
+            settings: settings_rx,
+            forwards: forwards_rx,
+            endpoint: endpoint_rx,
+            nic: self.parts.nic.clone(),
+            stop: stop_rx,
+        };
+        let outputs = Outputs { snapshot, unheard, metrics: self.parts.metrics.clone() };
+        let parts = &self.parts;
+        let store = KubeLease::new(parts.connection.client.clone(), &parts.config.namespace, name.lease());
+        let campaign = match Elector::new(parts.config.election, &parts.board.pod().identity) {
+            Ok(elector) => Campaign::spawn(store, BootClock, elector, StdRng::from_os_rng()),
+            Err(error) => {
+                tracing::error!(tunnel = %name, %error, "no election can be held");
+                return;
+            }
+        };
+        let firewall = match NetlinkFirewall::open() {
+            Ok(firewall) => firewall,
+            Err(error) => {
+                tracing::error!(tunnel = %name, %error, "the tunnel cannot be run");
+                return;
+            }
+        };
+        self.herald.listen(&mut aides, &name, snapshot_rx, campaign.standing());
+        let controller = Controller::new(slot, parts.nic.borrow().clone(), tunnel);
+        let kernel = (Arc::clone(&parts.links), Arc::clone(&parts.net), firewall);
+        let actor = Actor::new(controller, kernel, parts.clock.clone(), campaign, inputs, outputs);
+        let (predecessors, board) = (std::mem::take(&mut self.leaving), Arc::clone(&parts.board));
+        let actor = tokio::spawn({
+            let name = name.clone();
+            async move {
+                join_all(predecessors).await;
+                actor.run(|| board.beat(&name)).await;
+            }
+        });
+        self.members.insert(name, Member { slot, settings, forwards, stop, actor, _aides: aides });
+    }
+
+    fn dismiss(&mut self, member: Member) {
+        let Member { slot: _, settings, forwards, stop, actor, _aides } = member;
+        stop.send_replace(true);
+        self.leaving.push(tokio::spawn(async move {
+            // The actor's inputs stay as they are until it has ended.
+            let _ = actor.await;
+            drop((settings, forwards, _aides));
+        }));
+    }
+
+    fn free_slot(&self) -> Option<Slot> {
+        let taken: BTreeSet<Slot> = self.members.values().map(|member| member.slot).collect();
+        (1..=u8::MAX).filter_map(Slot::new).find(|slot| !taken.contains(slot))
+    }
+}

@@ -1,0 +1,33 @@
+//! The metrics of this moment: counters are kept by those who count, gauges are read off the board when asked for.
+
+use std::sync::Arc;
+
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+use crate::status::board::Board;
+
+/// Renders `/metrics`.
+pub(super) fn renderer(
+    metrics: &Metrics,
+    board: &Arc<Board>,
+    clock: Arc<dyn Clock>,
+) -> Arc<dyn Fn() -> String + Send + Sync> {
+    let (metrics, board) = (metrics.clone(), Arc::clone(board));
+    Arc::new(move || {
+        let now = clock.now();
+        for (name, snapshot) in board.snapshots() {
+            metrics.tunnel(&name, |tunnel| {
+                tunnel.leader = snapshot.leads(now);
+                tunnel.tenure_remaining = snapshot.tenure_left(now);
+                tunnel.handshake_age = snapshot.handshake.map(|done| now.since(done));
+                tunnel.forwards = snapshot.forwards.as_ref().map(|forwards| forwards.len());
+                tunnel.backends = snapshot
+                    .forwards
+                    .as_ref()
+                    .map(|forwards| forwards.values().map(|forward| forward.backends.len()).sum());
+                tunnel.traffic(snapshot.traffic.0, snapshot.traffic.1);
+            });
+        }
+        metrics.encode()
+    })
+}

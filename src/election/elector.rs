@@ -1,0 +1,480 @@
+//! The elector: one candidate's knowledge of the Lease and what follows from it. Pure: time comes in as an argument,
+//! requests go out as values.
+//!
+//! An attempt is a short conversation: [`Elector::next`] gives a request, each answer goes to [`Elector::answer`] until
+//! that is done. What a watch shows goes to [`Elector::sight`] at any time, also in the middle of an attempt. Whether an
+//! attempt may be made at all (quiet, eligible) is the campaign's to know.
+
+use std::cmp::Ordering;
+use std::mem;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::coordination::v1::Lease;
+
+use super::{Params, ParamsError, Record, StoreError, Tenure};
+use crate::clock::Moment;
+
+/// A call to make on the Lease.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Request {
+    /// Read it.
+    Get,
+    /// Make it.
+    Create(Record),
+    /// Write the record into this Lease, guarded by its resourceVersion.
+    Replace(Box<Lease>, Record),
+}
+
+/// What an answer leads to.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Verdict {
+    /// The attempt goes on with this request.
+    Continue(Request),
+    /// The attempt is over.
+    Done(Outcome),
+}
+
+/// How an attempt ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The Lease is ours: see [`Elector::tenure`].
+    Won,
+    /// Another holds it. If we led, that is over.
+    Held,
+    /// Another wrote at the same time.
+    Collided,
+    /// The API did not do it, or did not say so.
+    Failed,
+    /// Given back.
+    Released,
+    /// Nothing to give back: it names another, or is gone.
+    NotOurs,
+}
+
+/// How a tenure came about, for those who measure.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Takeover {
+    /// The former holder's last sign of life.
+    pub silent_since: Moment,
+    /// When the Lease was found to be free. From `silent_since`: the phase `detect`.
+    pub detected: Moment,
+    /// When the API confirmed that it is ours. From `detected`: the phase `lease`.
+    pub written: Moment,
+}
+
+#[derive(Clone, Debug)]
+struct Observed {
+    record: Record,
+    /// When this process first saw this record.
+    seen: Moment,
+    /// The newest object with this record.
+    lease: Lease,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Idle,
+    Getting {
+        started: Moment,
+    },
+    /// `fast`: without a get first, so a refusal is answered by one.
+    Writing {
+        started: Moment,
+        sent: Moment,
+        silent_since: Moment,
+        fast: bool,
+    },
+    ReleaseGetting,
+    ReleaseWriting,
+}
+
+/// One candidate.
+#[derive(Clone, Debug)]
+pub struct Elector {
+    params: Params,
+    identity: String,
+    observed: Option<Observed>,
+    /// Until when a holder counts that vanished without releasing (S13).
+    guard: Option<Moment>,
+    last_read: Option<Moment>,
+    /// No read has succeeded since `last_read`, though one was tried.
+    blind: bool,
+    /// A write of ours may have landed without our knowing.
+    uncertain: bool,
+    tenure: Option<Tenure>,
+    takeover: Option<Takeover>,
+    skew: Option<SignedDuration>,
+    step: Step,
+}
+
+impl Elector {
+    /// A candidate that has seen nothing yet. `identity` must be unique among live processes, and the same again after
+    /// a restart of the same pod's container.
+    pub fn new(params: Params, identity: impl Into<String>) -> Result<Self, ParamsError> {
+        let identity = identity.into();
+        if identity.is_empty() {
+            return Err(ParamsError::NoIdentity);
+        }
+        Ok(Self {
+            params: params.check()?,
+            identity,
+            observed: None,
+            guard: None,
+            last_read: None,
+            blind: false,
+            uncertain: false,
+            tenure: None,
+            takeover: None,
+            skew: None,
+            step: Step::Idle,
+        })
+    }
+
+    /// The times of this election.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Who we are.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// Our tenure, if we lead.
+    pub fn tenure(&self) -> Option<Tenure> {
+        self.tenure
+    }
+
+    /// How the present or last tenure came about.
+    pub fn takeover(&self) -> Option<Takeover> {
+        self.takeover
+    }
+
+    /// The holder as last seen: empty if nobody, `None` if there is no Lease or the API is away.
+    pub fn holder(&self) -> Option<&str> {
+        self.observed.as_ref().filter(|_| !self.blind).map(|o| o.record.holder.as_str())
+    }
+
+    /// The record as last seen.
+    pub fn record(&self) -> Option<&Record> {
+        self.observed.as_ref().map(|o| &o.record)
+    }
+
+    /// Our wall clock minus the `renewTime` of another's renewal at the moment it was seen: how far ours is ahead **at
+    /// most**, since it contains the time the renewal took to get here. Below zero: ours is behind by at least that.
+    pub fn clock_skew(&self) -> Option<SignedDuration> {
+        self.skew
+    }
+
+    /// Whether the Lease names us, or may do so by a write whose answer was lost.
+    pub fn may_be_ours(&self) -> bool {
+        self.uncertain || self.observed.as_ref().is_some_and(|o| o.record.holder == self.identity)
+    }
+
+    /// Ends a tenure whose time is over, and the attempt with it. True if that happened.
+    pub fn lapse(&mut self, now: Moment) -> bool {
+        let over = self.tenure.is_some_and(|t| t.until <= now);
+        if over {
+            self.stand_down();
+        }
+        over
+    }
+
+    /// Ends the tenure, whatever is left of it, and the attempt with it.
+    pub fn stand_down(&mut self) {
+        self.tenure = None;
+        self.abandon();
+    }
+
+    /// The request that is under way will not be answered.
+    pub fn abandon(&mut self) {
+        if matches!(mem::replace(&mut self.step, Step::Idle), Step::Writing { .. } | Step::ReleaseWriting) {
+            self.uncertain = true;
+        }
+    }
+
+    /// When a candidate that is told nothing by a watch should attempt: when the holder's term is over, and before
+    /// that when it has been silent for twice the retry period, since silence counts only as far as we can read.
+    pub fn due(&self) -> Moment {
+        let Some(last_read) = self.last_read else { return Moment::default() };
+        let Some(o) = &self.observed else { return self.guard.unwrap_or_default() };
+        if o.record.holder.is_empty() || o.record.holder == self.identity {
+            return self.guard.unwrap_or_default();
+        }
+        let retry = self.params.retry;
+        let probe = if last_read <= o.seen { o.seen + retry * 2 } else { last_read + retry };
+        self.held_until().min(probe)
+    }
+
+    /// Begins an attempt to take or renew.
+    pub fn next(&mut self, now: Moment, wall: Timestamp) -> Request {
+        let Some(o) = &self.observed else { return self.get(now) };
+        let ours = o.record.holder == self.identity && o.seen + o.record.duration() > now;
+        // A release seen by the watch saves the get: if anybody was faster, the resourceVersion says so.
+        if self.held_until() <= now && (ours || o.record.is_release()) {
+            self.write(now, now, wall, true)
+        } else {
+            self.get(now)
+        }
+    }
+
+    /// Begins to give the Lease back; any tenure is over. The answer to the get gives the write, which may be sent
+    /// **only when the tunnel is quiet**.
+    pub fn release(&mut self) -> Request {
+        self.stand_down();
+        self.step = Step::ReleaseGetting;
+        Request::Get
+    }
+
+    /// Takes the answer to the last request.
+    pub fn answer(&mut self, now: Moment, wall: Timestamp, answer: Result<Lease, &StoreError>) -> Verdict {
+        // An answer that comes after the tenure's end tells what the Lease is, and prolongs nothing.
+        self.lapse(now);
+        let led = self.tenure.is_some();
+        let step = mem::replace(&mut self.step, Step::Idle);
+        match (step, answer) {
+            (Step::Idle, answer) => {
+                if let Ok(lease) = answer {
+                    self.absorb(now, lease);
+                }
+                Verdict::Done(Outcome::Failed)
+            }
+            (Step::Getting { started }, Ok(lease)) => {
+                self.absorb(now, lease);
+                if self.held_until() > started || (led && self.tenure.is_none()) {
+                    return Verdict::Done(Outcome::Held);
+                }
+                Verdict::Continue(self.write(started, now, wall, false))
+            }
+            (Step::Getting { started }, Err(StoreError::NotFound)) => {
+                let carried = self.missing(now);
+                if self.guard.is_some_and(|guard| guard > started) {
+                    return Verdict::Done(Outcome::Held);
+                }
+                let fresh = self.record_now(wall);
+                let record = carried.map_or(fresh.clone(), |old| Record {
+                    acquired: old.acquired,
+                    transitions: old.transitions,
+                    ..fresh
+                });
+                self.step = Step::Writing { started, sent: now, silent_since: started, fast: false };
+                Verdict::Continue(Request::Create(record))
+            }
+            (Step::Getting { .. }, Err(_)) => {
+                self.blind = true;
+                Verdict::Done(Outcome::Failed)
+            }
+            (Step::Writing { started, sent, silent_since, .. }, Ok(lease)) => {
+                Verdict::Done(self.written(now, started, sent, silent_since, lease))
+            }
+            (Step::Writing { fast: true, started, .. }, Err(error)) => {
+                self.uncertain |= outcome_unknown(error);
+                Verdict::Continue(self.get(started))
+            }
+            (Step::Writing { .. }, Err(error)) => {
+                self.uncertain |= outcome_unknown(error);
+                let collided = matches!(error, StoreError::Conflict | StoreError::AlreadyExists | StoreError::NotFound);
+                Verdict::Done(if collided { Outcome::Collided } else { Outcome::Failed })
+            }
+            (Step::ReleaseGetting, Ok(lease)) => {
+                self.absorb(now, lease);
+                self.release_write(wall)
+            }
+            (Step::ReleaseGetting | Step::ReleaseWriting, Err(StoreError::NotFound)) => {
+                self.missing(now);
+                Verdict::Done(Outcome::NotOurs)
+            }
+            (Step::ReleaseGetting, Err(_)) => {
+                self.blind = true;
+                Verdict::Done(Outcome::Failed)
+            }
+            (Step::ReleaseWriting, Ok(lease)) => {
+                self.absorb(now, lease);
+                Verdict::Done(Outcome::Released)
+            }
+            (Step::ReleaseWriting, Err(StoreError::Conflict)) => Verdict::Continue(self.release()),
+            (Step::ReleaseWriting, Err(error)) => {
+                self.uncertain |= outcome_unknown(error);
+                Verdict::Done(Outcome::Failed)
+            }
+        }
+    }
+
+    /// Takes what a watch shows. True if the record changed. May end the tenure, never begins one.
+    pub fn sight(&mut self, now: Moment, wall: Timestamp, lease: Lease) -> bool {
+        let before = self.observed.as_ref().map(|o| o.record.holder.clone());
+        let changed = self.absorb(now, lease);
+        if let Some(o) = self.observed.as_ref().filter(|_| changed)
+            && let Some(renewed) = o.record.renewed
+            && o.record.holder != self.identity
+            // Only a renewal by a known holder is as fresh as it looks; the first sight may be of an old one.
+            && before.as_deref() == Some(o.record.holder.as_str())
+        {
+            self.skew = Some(wall.duration_since(renewed));
+        }
+        changed
+    }
+
+    fn get(&mut self, started: Moment) -> Request {
+        self.step = Step::Getting { started };
+        Request::Get
+    }
+
+    /// The record of a holder that begins now.
+    fn record_now(&self, wall: Timestamp) -> Record {
+        let wall = whole_micros(wall);
+        Record {
+            holder: self.identity.clone(),
+            // `Params::check` has seen that it fits.
+            duration_seconds: i32::try_from(self.params.lease.as_secs()).unwrap_or(i32::MAX),
+            acquired: Some(wall),
+            renewed: Some(wall),
+            ..Record::default()
+        }
+    }
+
+    fn write(&mut self, started: Moment, now: Moment, wall: Timestamp, fast: bool) -> Request {
+        let Some(o) = &self.observed else { return self.get(started) };
+        let fresh = self.record_now(wall);
+        let record = if o.record.holder == self.identity {
+            Record { acquired: o.record.acquired, transitions: o.record.transitions, ..fresh }
+        } else {
+            Record { transitions: o.record.transitions.saturating_add(1), ..fresh }
+        };
+        self.step = Step::Writing { started, sent: now, silent_since: o.seen.min(started), fast };
+        Request::Replace(Box::new(o.lease.clone()), record)
+    }
+
+    /// Our record was written.
+    fn written(&mut self, now: Moment, started: Moment, sent: Moment, silent_since: Moment, lease: Lease) -> Outcome {
+        let held = self.tenure;
+        self.absorb(now, lease);
+        self.uncertain = false;
+        let Some(o) = self.observed.as_ref().filter(|o| o.record.holder == self.identity) else {
+            // The watch has shown a successor while the answer was on its way, or something rewrote what we sent.
+            return Outcome::Held;
+        };
+        let until = sent + self.params.lease - self.params.margin();
+        if until <= now || (held.is_some() && self.tenure.is_none()) {
+            return Outcome::Failed;
+        }
+        self.guard = None;
+        if held.is_none() {
+            self.takeover = Some(Takeover { silent_since, detected: started, written: now });
+        }
+        let since = held.map_or(now, |t| t.since);
+        self.tenure = Some(Tenure { since, until, transitions: o.record.transitions });
+        Outcome::Won
+    }
+
+    fn release_write(&mut self, wall: Timestamp) -> Verdict {
+        let Some(o) = self.observed.as_ref().filter(|o| o.record.holder == self.identity) else {
+            self.uncertain = false;
+            return Verdict::Done(Outcome::NotOurs);
+        };
+        let record = Record {
+            holder: String::new(),
+            duration_seconds: 1,
+            transitions: o.record.transitions,
+            ..self.record_now(wall)
+        };
+        self.step = Step::ReleaseWriting;
+        Verdict::Continue(Request::Replace(Box::new(o.lease.clone()), record))
+    }
+
+    /// Until when the Lease may not be taken; in the past if it is free. Ours is free to us.
+    fn held_until(&self) -> Moment {
+        let guard = self.guard.unwrap_or_default();
+        match &self.observed {
+            Some(Observed { record, seen, .. }) if !record.holder.is_empty() && record.holder != self.identity => {
+                guard.max(*seen + record.duration())
+            }
+            _ => guard,
+        }
+    }
+
+    /// A read has succeeded. Time in which reads failed does not count as a holder's silence.
+    fn read(&mut self, now: Moment) -> Duration {
+        let unseen =
+            if self.blind { self.last_read.map_or(Duration::ZERO, |last| now.since(last)) } else { Duration::ZERO };
+        self.blind = false;
+        self.last_read = Some(now);
+        unseen
+    }
+
+    /// Takes a Lease from an answer or a watch. True if the record changed; an older one than we know is passed over.
+    fn absorb(&mut self, now: Moment, lease: Lease) -> bool {
+        let unseen = self.read(now);
+        let record = Record::from(&lease);
+        match &mut self.observed {
+            Some(old) if older(&lease, &old.lease) => return false,
+            Some(old) if old.record == record => {
+                old.lease = lease;
+                old.seen = old.seen + unseen;
+                self.guard = self.guard.map(|guard| guard + unseen);
+                return false;
+            }
+            _ => {}
+        }
+        if record.is_release() {
+            self.guard = None;
+        } else {
+            self.keep_guard(Some(&record.holder));
+        }
+        let named_away = record.is_release() || (!record.holder.is_empty() && record.holder != self.identity);
+        if named_away {
+            self.tenure = None;
+        }
+        self.uncertain = false;
+        self.observed = Some(Observed { record, seen: now, lease });
+        true
+    }
+
+    /// There is no Lease. Gives our own last record, if it was ours.
+    fn missing(&mut self, now: Moment) -> Option<Record> {
+        let unseen = self.read(now);
+        self.guard = self.guard.map(|guard| guard + unseen);
+        if let Some(old) = &mut self.observed {
+            old.seen = old.seen + unseen;
+        }
+        self.uncertain = false;
+        self.keep_guard(None);
+        self.observed.take().map(|o| o.record).filter(|r| r.holder == self.identity)
+    }
+
+    /// A holder that gives way to `successor` without releasing counts until its term is over.
+    fn keep_guard(&mut self, successor: Option<&str>) {
+        if let Some(old) = &self.observed
+            && !old.record.holder.is_empty()
+            && old.record.holder != self.identity
+            && successor != Some(old.record.holder.as_str())
+        {
+            self.guard = self.guard.max(Some(old.seen + old.record.duration()));
+        }
+    }
+}
+
+/// Whether a write that was answered so may have landed.
+fn outcome_unknown(error: &StoreError) -> bool {
+    matches!(error, StoreError::TimedOut(_) | StoreError::Other { .. })
+}
+
+/// The API server keeps microseconds: what we compare must be what comes back.
+fn whole_micros(wall: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(wall.as_microsecond()).unwrap_or(wall)
+}
+
+/// Whether `a` is an older state of the Lease than `b`. A watch may lag behind our own answers, and what it then shows
+/// must not look like news. Resource versions compare as decimal numbers (Kubernetes KEP-5504, and etcd revisions
+/// before); where they are not numbers nothing is known to be older.
+fn older(a: &Lease, b: &Lease) -> bool {
+    let version = |lease: &Lease| {
+        let text = lease.metadata.resource_version.clone()?;
+        text.bytes().all(|b| b.is_ascii_digit()).then(|| text.trim_start_matches('0').to_owned())
+    };
+    match (version(a), version(b)) {
+        (Some(a), Some(b)) => a.len().cmp(&b.len()).then_with(|| a.cmp(&b)) == Ordering::Less,
+        _ => false,
+    }
+}

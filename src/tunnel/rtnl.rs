@@ -1,0 +1,151 @@
+//! The few questions to rtnetlink that every actor here shares. All of it in the network namespace where the
+//! connection was opened.
+
+use std::io;
+
+use futures::TryStreamExt;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::Handle;
+
+use super::ALIAS_PREFIX;
+
+/// A connection to rtnetlink; clones share it. Its task ends with the last clone.
+#[derive(Clone, Debug)]
+pub struct Rtnl {
+    handle: Handle,
+}
+
+/// A link, as the kernel tells it.
+#[derive(Clone, Debug)]
+pub(super) struct SeenLink {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) up: bool,
+    pub(super) mtu: u32,
+    pub(super) alias: String,
+    pub(super) group: u32,
+    pub(super) wireguard: bool,
+    pub(super) forwarding: bool,
+    pub(super) rp_filter: i32,
+}
+
+impl SeenLink {
+    /// Ours by its alias; or by its group, which marks a link from the instant it is made until it has its alias.
+    pub(super) fn is_ours(&self) -> bool {
+        self.alias.starts_with(ALIAS_PREFIX)
+            || (self.alias.is_empty() && self.wireguard && self.group == super::kernel::BIRTH_GROUP)
+    }
+}
+
+impl Rtnl {
+    /// Opens the connection and spawns its task on the present runtime.
+    pub fn open() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    pub(super) async fn links(&self) -> io::Result<Vec<SeenLink>> {
+        let messages: Vec<_> = self.handle.link().get().execute().try_collect().await.map_err(to_io)?;
+        Ok(messages.into_iter().map(seen).collect())
+    }
+
+    /// The link of this name, if there is one.
+    pub(super) async fn link(&self, name: &str) -> io::Result<Option<SeenLink>> {
+        match self.handle.link().get().match_name(name.to_owned()).execute().try_next().await.map_err(to_io) {
+            Ok(message) => Ok(message.map(seen)),
+            Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends a change of the link at `index`.
+    pub(super) async fn change(&self, index: u32, attributes: Vec<LinkAttribute>) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = attributes;
+        self.handle.link().set(message).execute().await.map_err(to_io)
+    }
+
+    pub(super) async fn set_up(&self, index: u32) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        self.handle.link().set(message).execute().await.map_err(to_io)
+    }
+
+    /// Deletes the link at `index`; fine if it is gone already.
+    pub(super) async fn delete(&self, index: u32) -> io::Result<()> {
+        gone_is_fine(self.handle.link().del(index).execute().await.map_err(to_io))
+    }
+}
+
+/// What is being removed and is not there counts as removed.
+pub(super) fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+    use nix::errno::Errno;
+    match result {
+        Err(error) if gone().any(|errno: Errno| error.raw_os_error() == Some(errno as i32)) => Ok(()),
+        other => other,
+    }
+}
+
+/// ENOENT: rule; ESRCH: route; ENODEV: link; EADDRNOTAVAIL: address.
+fn gone() -> impl Iterator<Item = nix::errno::Errno> {
+    use nix::errno::Errno;
+    [Errno::ENOENT, Errno::ESRCH, Errno::ENODEV, Errno::EADDRNOTAVAIL].into_iter()
+}
+
+/// The errno alone: rtnetlink's own text dumps whole messages.
+pub(super) fn to_io(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        rtnetlink::Error::RequestFailed => {
+            io::Error::new(io::ErrorKind::BrokenPipe, "the netlink connection is closed")
+        }
+        _ => io::Error::other("netlink gave an answer that does not fit the question"),
+    }
+}
+
+fn seen(message: LinkMessage) -> SeenLink {
+    use netlink_packet_route::link::{AfSpecInet, AfSpecUnspec};
+    let mut link = SeenLink {
+        index: message.header.index,
+        name: String::new(),
+        up: message.header.flags.contains(LinkFlags::Up),
+        mtu: 0,
+        alias: String::new(),
+        group: 0,
+        wireguard: false,
+        forwarding: false,
+        rp_filter: 0,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::IfAlias(alias) => link.alias = alias,
+            LinkAttribute::Group(group) => link.group = group,
+            LinkAttribute::LinkInfo(infos) => {
+                link.wireguard = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Wireguard)));
+            }
+            LinkAttribute::AfSpecUnspec(families) => {
+                for family in families {
+                    let AfSpecUnspec::Inet(settings) = family else { continue };
+                    for setting in settings {
+                        if let AfSpecInet::DevConf(conf) = setting {
+                            link.forwarding = conf.forwarding != 0;
+                            link.rp_filter = conf.rp_filter;
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    link
+}

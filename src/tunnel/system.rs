@@ -1,0 +1,71 @@
+//! Either backend behind one type, chosen at start.
+
+use std::io;
+
+use super::kernel::Kernel;
+use super::rtnl::Rtnl;
+use super::userspace::Userspace;
+use super::{Backend, LinkBackend, LinkError, LinkPlan, LinkStats};
+use crate::secret::TunnelName;
+
+/// The machine's links.
+pub enum SystemLinks {
+    /// The kernel's.
+    Kernel(Kernel),
+    /// gotatun's.
+    Userspace(Userspace),
+}
+
+impl SystemLinks {
+    /// The backend that [`super::preflight::preflight`] chose. Inside a tokio runtime, in the pod's namespace.
+    pub fn new(backend: Backend, rtnl: Rtnl) -> io::Result<Self> {
+        Ok(match backend {
+            Backend::Kernel => Self::Kernel(Kernel::new(rtnl)?),
+            Backend::Userspace => Self::Userspace(Userspace::new(rtnl)?),
+        })
+    }
+}
+
+impl LinkBackend for SystemLinks {
+    fn backend(&self) -> Backend {
+        match self {
+            Self::Kernel(links) => links.backend(),
+            Self::Userspace(links) => links.backend(),
+        }
+    }
+
+    async fn create(&self, plan: &LinkPlan) -> Result<(), LinkError> {
+        match self {
+            Self::Kernel(links) => links.create(plan).await,
+            Self::Userspace(links) => links.create(plan).await,
+        }
+    }
+
+    async fn fresh_peer(&self, plan: &LinkPlan) -> Result<(), LinkError> {
+        match self {
+            Self::Kernel(links) => links.fresh_peer(plan).await,
+            Self::Userspace(links) => links.fresh_peer(plan).await,
+        }
+    }
+
+    async fn update_peer(&self, plan: &LinkPlan) -> Result<(), LinkError> {
+        match self {
+            Self::Kernel(links) => links.update_peer(plan).await,
+            Self::Userspace(links) => links.update_peer(plan).await,
+        }
+    }
+
+    async fn stats(&self, tunnel: &TunnelName) -> Result<LinkStats, LinkError> {
+        match self {
+            Self::Kernel(links) => links.stats(tunnel).await,
+            Self::Userspace(links) => links.stats(tunnel).await,
+        }
+    }
+
+    async fn remove(&self, tunnel: &TunnelName) -> Result<(), LinkError> {
+        match self {
+            Self::Kernel(links) => links.remove(tunnel).await,
+            Self::Userspace(links) => links.remove(tunnel).await,
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! [`LinkBackend`] by gotatun over TUN, in this process, on a runtime of its own: what the API or the controller do
+//! never delays a packet. Each link is an actor that owns its device; when the device fails for good (someone deleted
+//! the link), the actor ends, and every later call answers [`LinkError::Lost`].
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use gotatun::device::{Device, DeviceBuilder, Peer};
+use gotatun::x25519;
+use ipnetwork::IpNetwork;
+use netlink_packet_route::link::LinkAttribute;
+use nix::errno::Errno;
+use tokio::net::UdpSocket;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tun_rs::AsyncDevice;
+
+use super::carrier::{self, Tun, Udp};
+use super::rtnl::Rtnl;
+use super::{Backend, LinkBackend, LinkError, LinkPlan, LinkStats, PeerPlan};
+use crate::secret::TunnelName;
+
+/// Longest wait for a handshake initiation to reach the kernel, and for a device to stop.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+type Carried = Device<(Udp, Tun, Tun)>;
+
+/// Links carried by this process.
+pub struct Userspace {
+    rtnl: Rtnl,
+    /// `None` only while it is dropped.
+    runtime: Option<Runtime>,
+    links: Mutex<HashMap<TunnelName, Actor>>,
+}
+
+struct Actor {
+    orders: mpsc::Sender<Order>,
+    task: JoinHandle<()>,
+}
+
+enum Order {
+    Fresh(LinkPlan, oneshot::Sender<Result<(), LinkError>>),
+    Update(LinkPlan, oneshot::Sender<Result<(), LinkError>>),
+    Stats(oneshot::Sender<Result<LinkStats, LinkError>>),
+    Stop(oneshot::Sender<Result<(), LinkError>>),
+}
+
+impl Userspace {
+    /// Starts the runtime; its threads work in the caller's network namespace, as does `rtnl`.
+    pub fn new(rtnl: Rtnl) -> io::Result<Self> {
+        let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2));
+        let runtime =
+            Builder::new_multi_thread().worker_threads(workers).thread_name("wireguard").enable_all().build()?;
+        Ok(Self { rtnl, runtime: Some(runtime), links: Mutex::default() })
+    }
+
+    fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<JoinHandle<T>> {
+        self.runtime.as_ref().map(|runtime| runtime.spawn(work))
+    }
+
+    fn take(&self, tunnel: &TunnelName) -> Option<Actor> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).remove(tunnel)
+    }
+
+    async fn order<T>(
+        &self,
+        tunnel: &TunnelName,
+        order: impl FnOnce(oneshot::Sender<Result<T, LinkError>>) -> Order,
+    ) -> Result<T, LinkError> {
+        let lost = || LinkError::Lost { name: tunnel.to_string() };
+        let orders = {
+            let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+            links.get(tunnel).ok_or_else(lost)?.orders.clone()
+        };
+        let (reply, answer) = oneshot::channel();
+        orders.send(order(reply)).await.map_err(|_| lost())?;
+        answer.await.map_err(|_| lost())?
+    }
+}
+
+impl Drop for Userspace {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Waiting for it would panic inside another runtime.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl LinkBackend for Userspace {
+    fn backend(&self) -> Backend {
+        Backend::Userspace
+    }
+
+    async fn create(&self, plan: &LinkPlan) -> Result<(), LinkError> {
+        let name = plan.name.as_str();
+        // A lost link's actor may still hold its port.
+        self.remove(&plan.name).await?;
+        // TUNSETIFF would attach to a persistent TUN of somebody else's without a word.
+        if self.rtnl.link(name).await.map_err(failed("looking for the link"))?.is_some() {
+            return Err(LinkError::NameTaken { name: name.to_owned() });
+        }
+        let socket = carrier::bind(plan.listen_port).map_err(|error| match errno(&error) {
+            Some(Errno::EADDRINUSE) => LinkError::PortTaken { port: plan.listen_port },
+            _ => failed("binding the tunnel's UDP port")(error),
+        })?;
+        let (orders, inbox) = mpsc::channel(8);
+        let (ready, made) = oneshot::channel();
+        let actor = run(plan.clone(), socket, inbox, ready);
+        let task = self.spawn(actor).ok_or_else(|| LinkError::Lost { name: name.to_owned() })?;
+        made.await.map_err(|_| LinkError::Lost { name: name.to_owned() })??;
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).insert(plan.name.clone(), Actor { orders, task });
+        let alias = LinkAttribute::IfAlias(plan.alias());
+        let link = self.rtnl.link(name).await.map_err(failed("looking for the new link"))?;
+        let index = link.ok_or_else(|| LinkError::Lost { name: name.to_owned() })?.index;
+        self.rtnl.change(index, vec![alias]).await.map_err(failed("marking the new link as wirevip's"))
+    }
+
+    async fn fresh_peer(&self, plan: &LinkPlan) -> Result<(), LinkError> {
+        self.order(&plan.name, |reply| Order::Fresh(plan.clone(), reply)).await
+    }
+
+    async fn update_peer(&self, plan: &LinkPlan) -> Result<(), LinkError> {
+        self.order(&plan.name, |reply| Order::Update(plan.clone(), reply)).await
+    }
+
+    async fn stats(&self, tunnel: &TunnelName) -> Result<LinkStats, LinkError> {
+        self.order(tunnel, Order::Stats).await
+    }
+
+    async fn remove(&self, tunnel: &TunnelName) -> Result<(), LinkError> {
+        let Some(Actor { orders, task }) = self.take(tunnel) else { return Ok(()) };
+        let (reply, stopped) = oneshot::channel();
+        let late = || failed("stopping the tunnel's WireGuard")(io::Error::from(io::ErrorKind::TimedOut));
+        // If it does not hear of it, it has ended, and waiting for the task is enough.
+        let _ = orders.send(Order::Stop(reply)).await;
+        let abort = task.abort_handle();
+        match tokio::time::timeout(2 * PATIENCE, task).await {
+            Ok(_) => stopped.await.unwrap_or(Ok(())),
+            Err(_) => {
+                abort.abort();
+                Err(late())
+            }
+        }
+    }
+}
+
+/// One link's life: makes the device, tells so, follows orders until told to stop or the device fails.
+async fn run(
+    plan: LinkPlan,
+    socket: std::net::UdpSocket,
+    mut inbox: mpsc::Receiver<Order>,
+    ready: oneshot::Sender<Result<(), LinkError>>,
+) {
+    let name = plan.name.clone();
+    let mut link = match Link::new(plan, socket).await {
+        Ok(link) => {
+            let _ = ready.send(Ok(()));
+            link
+        }
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            return;
+        }
+    };
+    loop {
+        let order = tokio::select! {
+            order = inbox.recv() => order,
+            () = link.device.wait() => {
+                tracing::warn!(tunnel = %name, "the tunnel's link is gone");
+                break;
+            }
+        };
+        // Whoever asked may have gone; that is theirs.
+        match order {
+            Some(Order::Fresh(plan, reply)) => drop(reply.send(link.fresh(&plan.peer, plan.mtu).await)),
+            Some(Order::Update(plan, reply)) => drop(reply.send(link.update(&plan.peer, plan.mtu).await)),
+            Some(Order::Stats(reply)) => drop(reply.send(Ok(link.stats().await))),
+            Some(Order::Stop(reply)) => {
+                drop(reply.send(link.stop().await));
+                return;
+            }
+            None => break,
+        }
+    }
+    if let Err(error) = link.stop().await {
+        tracing::warn!(tunnel = %name, %error, "the tunnel's link did not stop in time");
+    }
+}
+
+/// The device and what we must remember beside it.
+struct Link {
+    device: Carried,
+    /// Socket and TUN: gone when nobody holds them any more.
+    carriers: (Weak<UdpSocket>, Weak<AsyncDevice>),
+    initiated: Arc<Notify>,
+    mtu: watch::Sender<u16>,
+    /// Bytes received and sent by peers that were replaced.
+    past: (u64, u64),
+}
+
+impl Link {
+    async fn new(plan: LinkPlan, socket: std::net::UdpSocket) -> Result<Self, LinkError> {
+        let udp = Udp::new(socket).map_err(failed("preparing the tunnel's UDP socket"))?;
+        let tun = tun_rs::DeviceBuilder::new().name(plan.name.as_str()).enable(false).build_async();
+        let tun = Arc::new(tun.map_err(|error| tun_error(plan.name.as_str(), error))?);
+        let carriers = (udp.downgrade(), Arc::downgrade(&tun));
+        let (mtu, mtu_seen) = watch::channel(plan.mtu);
+        let initiated = udp.initiated();
+        let device = DeviceBuilder::new()
+            .with_udp(udp)
+            .with_ip_pair(Tun::new(Arc::clone(&tun), mtu_seen.clone()), Tun::new(tun, mtu_seen))
+            .with_listen_port(plan.listen_port)
+            .with_private_key(x25519::StaticSecret::from(*plan.private_key.expose()))
+            .build()
+            .await
+            .map_err(gotatun_failed("starting WireGuard"))?;
+        // A device without peers starts no tasks until it is reconfigured, and this counts as that.
+        device.clear_peers().await.map_err(gotatun_failed("starting WireGuard"))?;
+        Ok(Self { device, carriers, initiated, mtu, past: (0, 0) })
+    }
+
+    async fn fresh(&mut self, plan: &PeerPlan, mtu: u16) -> Result<(), LinkError> {
+        let LinkStats { received, sent, .. } = self.stats().await;
+        self.past = (received, sent);
+        self.mtu.send_replace(mtu);
+        let peer = peer(plan)?;
+        let key = peer.public_key;
+        let replace = self.device.write(async |device| {
+            for old in device.peers().await {
+                device.remove_peer(&old.peer.public_key).await;
+            }
+            // A permit of an earlier initiation is no sign of the new one.
+            let _ = tokio::time::timeout(Duration::ZERO, self.initiated.notified()).await;
+            device.add_peer(peer);
+        });
+        replace.await.map_err(gotatun_failed("replacing the hub's peer"))?;
+        // Not awaited to its end, which is the hub's answer: the initiation that left is enough.
+        tokio::select! {
+            result = self.device.force_handshake(&key) => result.map_err(gotatun_failed("sending a handshake")),
+            () = self.initiated.notified() => Ok(()),
+            () = tokio::time::sleep(PATIENCE) => {
+                Err(failed("sending a handshake")(io::Error::from(io::ErrorKind::TimedOut)))
+            }
+        }
+    }
+
+    async fn update(&mut self, plan: &PeerPlan, mtu: u16) -> Result<(), LinkError> {
+        self.mtu.send_replace(mtu);
+        let peer = peer(plan)?;
+        let updated = self.device.write(async |device| device.update_peer(peer).await).await;
+        match updated.map_err(gotatun_failed("changing the hub's peer"))? {
+            true => Ok(()),
+            false => self.fresh(plan, mtu).await,
+        }
+    }
+
+    async fn stats(&self) -> LinkStats {
+        let mut stats = LinkStats { handshake_age: None, received: self.past.0, sent: self.past.1 };
+        for peer in self.device.peers().await {
+            stats.handshake_age = peer.stats.last_handshake;
+            stats.received += peer.stats.rx_bytes as u64;
+            stats.sent += peer.stats.tx_bytes as u64;
+        }
+        stats
+    }
+
+    /// Stops the device and waits for its last task to let go of socket and TUN: `stop` alone returns while aborted
+    /// tasks may still send what they had queued.
+    async fn stop(self) -> Result<(), LinkError> {
+        let Self { device, carriers: (socket, tun), .. } = self;
+        let stopped = async {
+            device.stop().await;
+            while socket.strong_count() + tun.strong_count() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let stopped = tokio::time::timeout(PATIENCE, stopped).await;
+        stopped.map_err(|_| failed("stopping the tunnel's WireGuard")(io::Error::from(io::ErrorKind::TimedOut)))
+    }
+}
+
+fn peer(plan: &PeerPlan) -> Result<Peer, LinkError> {
+    let PeerPlan { public_key, preshared_key, endpoint, allowed_ips, persistent_keepalive } = plan;
+    let mut peer = Peer::new(x25519::PublicKey::from(public_key.0)).with_endpoint(*endpoint);
+    peer.preshared_key = preshared_key.as_ref().map(|key| *key.expose());
+    peer.keepalive = (*persistent_keepalive > 0).then_some(*persistent_keepalive);
+    for network in allowed_ips {
+        let network = IpNetwork::new(network.network(), network.prefix_len())
+            .map_err(|error| failed("setting allowedIPs")(io::Error::other(error)))?;
+        peer = peer.with_allowed_ip(network);
+    }
+    Ok(peer)
+}
+
+fn errno(error: &io::Error) -> Option<Errno> {
+    error.raw_os_error().map(Errno::from_raw)
+}
+
+fn failed(doing: &'static str) -> impl Fn(io::Error) -> LinkError {
+    move |source| LinkError::Failed { doing, source }
+}
+
+fn gotatun_failed(doing: &'static str) -> impl Fn(gotatun::device::Error) -> LinkError {
+    move |error| failed(doing)(io::Error::other(error))
+}
+
+/// tun-rs opens the node and asks for the interface in one call; which of them was refused shows in whether the node
+/// can be opened at all.
+fn tun_error(name: &str, error: io::Error) -> LinkError {
+    match errno(&error) {
+        Some(Errno::ENOENT | Errno::ENXIO | Errno::ENODEV) => LinkError::NoTunNode,
+        Some(Errno::EBUSY | Errno::EEXIST | Errno::EINVAL) => LinkError::NameTaken { name: name.to_owned() },
+        Some(Errno::EPERM | Errno::EACCES) => match super::preflight::open_tun() {
+            Err(refused) => refused,
+            Ok(()) => LinkError::NotPermitted { doing: "making a TUN interface" },
+        },
+        _ => failed("making a TUN interface")(error),
+    }
+}
