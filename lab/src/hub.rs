@@ -185,6 +185,13 @@ impl Hub {
         Ok(())
     }
 
+    /// Routes these networks into the tunnel as well and takes answers from there: what a curious hub would do.
+    pub fn reach_into(&self, networks: &[&str]) -> Result<()> {
+        let allowed = format!("{}/32,{}", self.vip, networks.join(","));
+        self.wg(&["set", LINK, "peer", &self.pods_public_key, "allowed-ips", &allowed], None)?;
+        self.netns.ip(&networks.iter().map(|network| format!("route replace {network} dev {LINK}")).collect::<Vec<_>>())
+    }
+
     /// What it knows of the pods.
     pub fn peer(&self) -> Result<PeerState> {
         let dump = self.wg(&["show", LINK, "dump"], None)?;

@@ -1,5 +1,9 @@
 //! A whole world: brought up in a second, gone without a trace when dropped.
 
+mod cluster;
+
+use std::net::SocketAddrV4;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,18 +11,24 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use tokio::runtime::Runtime;
 
+pub use self::cluster::LeaseState;
+use crate::api::{ApiServer, Kind, Kube, Settings, User};
 use crate::backend::Backend;
 use crate::census::Census;
-use crate::client::Client;
+use crate::client::{Answer, Client, Proto};
+use crate::clock::until;
 use crate::dns::Dns;
 use crate::hub::Hub;
 use crate::keys::KeyPair;
 use crate::node::Node;
 use crate::plan;
 use crate::processes::Processes;
-use crate::sidecar::Sidecar;
+use crate::sidecar::{NAMESPACE, Sidecar};
 use crate::topology::Topology;
 use crate::tunnels::TunnelSpec;
+
+/// Port of the Service that a world has unless told otherwise.
+pub const WEB: u16 = 8080;
 
 /// What a world should be like.
 #[derive(Clone, Debug)]
@@ -37,6 +47,14 @@ pub struct WorldSpec {
     pub tunnels: Vec<TunnelSpec>,
     /// Arguments for the sidecars after `run`.
     pub args: Vec<String>,
+    /// Which API server.
+    pub api: Kind,
+    /// Where the chart's rendered manifests lie, whose RBAC counts; `None`: the same rules, built in.
+    pub manifests: Option<PathBuf>,
+    /// Is the Secret there before the sidecars are?
+    pub secret: bool,
+    /// Port of the Service `default/web` (TCP and UDP, all backends) that is there from the start; `None`: no Service.
+    pub web: Option<u16>,
     /// Seconds after which the NAT forgets a UDP flow; `None`: as the kernel does (30 s, 120 s for streams).
     pub nat_forgets: Option<u32>,
 }
@@ -51,6 +69,10 @@ impl Default for WorldSpec {
             pod_mtu: 1500,
             tunnels: vec![TunnelSpec::numbered(0)],
             args: Vec::new(),
+            api: Kind::Embedded,
+            manifests: None,
+            secret: true,
+            web: Some(WEB),
             nat_forgets: None,
         }
     }
@@ -87,6 +109,30 @@ impl WorldSpec {
         self
     }
 
+    /// With this API server.
+    pub fn api(mut self, kind: Kind) -> Self {
+        self.api = kind;
+        self
+    }
+
+    /// With the RBAC of these rendered manifests.
+    pub fn manifests(mut self, directory: impl AsRef<Path>) -> Self {
+        self.manifests = Some(directory.as_ref().to_owned());
+        self
+    }
+
+    /// Without the Secret, for now.
+    pub fn without_secret(mut self) -> Self {
+        self.secret = false;
+        self
+    }
+
+    /// Without the Service `default/web`.
+    pub fn without_web(mut self) -> Self {
+        self.web = None;
+        self
+    }
+
     /// With more arguments after `run`.
     pub fn args(mut self, args: &[&str]) -> Self {
         self.args.extend(args.iter().map(|arg| (*arg).to_owned()));
@@ -98,6 +144,10 @@ impl WorldSpec {
 pub struct World {
     /// The sidecars, by node number − 1.
     pub sidecars: Vec<Sidecar>,
+    /// The API server.
+    pub api: ApiServer,
+    /// The lab's own hand on it.
+    pub kube: Kube,
     /// The hubs, one a tunnel.
     pub hubs: Vec<Hub>,
     /// Backend pods.
@@ -117,7 +167,50 @@ pub struct World {
 }
 
 impl World {
-    /// Lays the network, starts hubs, backends and DNS. Sidecars are there but not started.
+    /// A whole world: [`World::lay`], every sidecar started, a leader of each tunnel, and the client's first answer.
+    pub fn start(spec: WorldSpec) -> Result<Self> {
+        let mut world = Self::lay(spec)?;
+        let up = world.start_sidecars().and_then(|()| world.wait_serving(Duration::from_secs(20)));
+        match up {
+            Ok(()) => Ok(world),
+            Err(error) => Err(error.context(world.logs())),
+        }
+    }
+
+    /// Starts every sidecar that does not run.
+    pub fn start_sidecars(&mut self) -> Result<()> {
+        for sidecar in &mut self.sidecars {
+            if !sidecar.running()? {
+                sidecar.start()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until each tunnel has a leader and the client gets an answer through its hub.
+    pub fn wait_serving(&self, within: Duration) -> Result<()> {
+        (0..self.hubs.len()).try_for_each(|index| self.wait_serving_through(index, within))
+    }
+
+    /// The same for the first tunnel alone.
+    pub fn wait_serving_first(&self, within: Duration) -> Result<()> {
+        self.wait_serving_through(0, within)
+    }
+
+    fn wait_serving_through(&self, index: usize, within: Duration) -> Result<()> {
+        let hub = self.hubs.get(index).context("no such hub")?;
+        self.wait_leader(index, None, within)?;
+        if let Some(port) = self.spec.web.filter(|_| index == 0) {
+            self.client.until(Proto::Tcp, hub.public(port), within, |answer| answer.name().is_some())?;
+            return Ok(());
+        }
+        let control_plane = hub.public(plan::API_SOCKET.port());
+        until("the API server through the hub", within, || {
+            Ok(matches!(self.client.connect(control_plane)?, Answer::Text(_)).then_some(()))
+        })
+    }
+
+    /// Lays the network; starts API server, hubs, backends and DNS. Sidecars are there but not started.
     pub fn lay(mut spec: WorldSpec) -> Result<Self> {
         let hubs = u8::try_from(spec.tunnels.len()).context("too many tunnels")?;
         let topology = Topology::lay(spec.nodes, hubs, &spec.backends, spec.pod_mtu)?;
@@ -135,6 +228,7 @@ impl World {
             .build()
             .context("no runtime")?;
         let processes = Arc::new(Processes::new()?);
+        let api = start_api(&spec, &topology)?;
         let mut running = Vec::new();
         for ((netns, index), tunnel) in topology.hubs.iter().zip(0..).zip(&mut spec.tunnels) {
             let pods = KeyPair::generate();
@@ -154,11 +248,39 @@ impl World {
         for (pod, node) in topology.pods.iter().zip(nodes.iter().skip(1)) {
             let mut sidecar = Sidecar::new(node.number, pod, &node.netns, spec.bin.clone(), &processes);
             sidecar.args.extend(spec.args.iter().cloned());
+            sidecar.kubeconfig = api.kubeconfig(User::Sidecar(sidecar.pod.clone()));
             sidecars.push(sidecar);
         }
         let dns = Dns::start(&topology.control, runtime.handle())?;
         let client = Client::new(&topology.client);
-        Ok(Self { sidecars, hubs: running, backends, dns, client, nodes, topology, spec, processes, _runtime: runtime })
+        let kube = api.kube();
+        let mut world = Self {
+            sidecars,
+            api,
+            kube,
+            hubs: running,
+            backends,
+            dns,
+            client,
+            nodes,
+            topology,
+            spec,
+            processes,
+            _runtime: runtime,
+        };
+        world.furnish()?;
+        if world.spec.secret {
+            world.put_secret(&world.spec.tunnels)?;
+        }
+        if let Some(port) = world.spec.web {
+            world.serve("web", port)?;
+        }
+        Ok(world)
+    }
+
+    /// Where the client finds the Service `default/web` through the first hub.
+    pub fn web(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.hubs.first().map_or(plan::hub(0), |hub| hub.address), self.spec.web.unwrap_or(WEB))
     }
 
     /// The sidecar on node `number` (from 1).
@@ -193,4 +315,36 @@ impl World {
     pub fn logs(&self) -> String {
         self.sidecars.iter().map(|s| format!("──── {} ────\n{}", s.pod, s.log())).collect()
     }
+}
+
+fn start_api(spec: &WorldSpec, topology: &Topology) -> Result<ApiServer> {
+    let addresses = spec.tunnels.iter().zip(0..).flat_map(|(tunnel, index)| [tunnel.vip, plan::hub(index)]);
+    let settings = Settings {
+        namespace: NAMESPACE.to_owned(),
+        names: addresses.map(|address| address.to_string()).collect(),
+        manifests: spec.manifests.clone(),
+    };
+    ApiServer::start_with(spec.api, &topology.control, plan::API_SOCKET.into(), settings)
+}
+
+/// Plays a scenario in a world of its own: an error or a panic comes with the sidecars' logs, and afterwards nothing
+/// may be left on the machine.
+pub fn play(spec: WorldSpec, scenario: impl FnOnce(&mut World) -> Result<()>) -> Result<()> {
+    run(World::start(spec)?, scenario)
+}
+
+/// The same with no sidecar started yet.
+pub fn play_unstarted(spec: WorldSpec, scenario: impl FnOnce(&mut World) -> Result<()>) -> Result<()> {
+    run(World::lay(spec)?, scenario)
+}
+
+fn run(mut world: World, scenario: impl FnOnce(&mut World) -> Result<()>) -> Result<()> {
+    let played = catch_unwind(AssertUnwindSafe(|| scenario(&mut world)));
+    let ended = match played {
+        Ok(Ok(())) => return world.finish(),
+        Ok(Err(error)) => error,
+        // The panic's own text is on stderr already.
+        Err(_) => anyhow!("the scenario panicked"),
+    };
+    Err(ended.context(world.logs()))
 }

@@ -1,0 +1,119 @@
+//! One change of leader, as seen from outside: the gap at the client, and what passed when within it.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::clock::{now, until};
+use crate::gaps::Gap;
+use crate::probe::Probe;
+use crate::recorder::Message;
+use crate::world::World;
+
+/// A change of leader. All from outside: the API server's log, the hub's wire, the client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Takeover {
+    /// Node of the leader before.
+    pub from: u8,
+    /// Node of the leader after.
+    pub to: u8,
+    /// What began it: the signal, the cut.
+    pub event: Instant,
+    /// The client's silence.
+    pub gap: Gap,
+    /// The successor's write of the Lease reached the API server.
+    pub lease: Option<Instant>,
+    /// The successor's first handshake message reached the hub.
+    pub handshake: Option<Instant>,
+    /// The successor's first data or keepalive reached the hub: the handshake was answered.
+    pub session: Option<Instant>,
+}
+
+impl Takeover {
+    /// Waits for another leader than `from` of tunnel `index` and for steady answers, then looks back.
+    /// `probe` must have been steady before `event`.
+    pub fn measure(
+        world: &World,
+        index: usize,
+        probe: &Probe,
+        from: u8,
+        event: Instant,
+        within: Duration,
+    ) -> Result<Self> {
+        let to = world.wait_leader(index, Some(from), within)?;
+        let hub = world.hubs.get(index).context("no such hub")?;
+        let first = |kinds: &[Message]| {
+            let heard = hub.heard();
+            let mut fits = heard.iter().filter(|h| h.at >= event && h.node() == Some(to) && kinds.contains(&h.kind));
+            fits.next().map(|h| h.at)
+        };
+        let handshake = until("the successor's handshake", within, || Ok(first(&[Message::Initiation])))?;
+        // Answers of the leader before may still come in: only those after the handshake are the successor's.
+        probe.steady_since(handshake, 100, within)?;
+        let lease = world.lease_written(index, to, event)?;
+        Ok(Self {
+            from,
+            to,
+            event,
+            gap: crate::gaps::longest(&probe.samples(), event, now()),
+            lease,
+            handshake: Some(handshake),
+            session: first(&[Message::Data]),
+        })
+    }
+
+    /// The phases, in order, each from the end of the one before: name and length. What was not seen is left out.
+    pub fn phases(&self) -> Vec<(&'static str, Duration)> {
+        let ends = [
+            ("until the Lease is taken", self.lease),
+            ("until the first handshake", self.handshake),
+            ("until the hub's answer is used", self.session),
+            ("until the client is answered", self.gap.ended.then_some(self.gap.to)),
+        ];
+        let mut last = self.event;
+        let mut phases = Vec::new();
+        for (name, end) in ends {
+            if let Some(end) = end {
+                phases.push((name, end.saturating_duration_since(last)));
+                last = last.max(end);
+            }
+        }
+        phases
+    }
+}
+
+impl fmt::Display for Takeover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { from, to, gap, .. } = self;
+        write!(f, "node {from} → node {to}: gap {:.1} ms", milliseconds(gap.length()))?;
+        let phases: Vec<String> =
+            self.phases().iter().map(|(name, length)| format!("{name} {:.1} ms", milliseconds(*length))).collect();
+        write!(f, " ({})", phases.join(", "))
+    }
+}
+
+/// For people.
+pub fn milliseconds(length: Duration) -> f64 {
+    length.as_secs_f64() * 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_follow_each_other_and_what_was_not_seen_is_left_out() {
+        let zero = now();
+        let at = |ms| zero + Duration::from_millis(ms);
+        let gap = Gap { from: at(0), to: at(60), ended: true };
+        let mut takeover =
+            Takeover { from: 1, to: 2, event: zero, gap, lease: Some(at(20)), handshake: Some(at(30)), session: None };
+        let lengths = |t: &Takeover| t.phases().iter().map(|(_, d)| d.as_millis()).collect::<Vec<_>>();
+        assert_eq!(lengths(&takeover), [20, 10, 30]);
+        takeover.session = Some(at(35));
+        assert_eq!(lengths(&takeover), [20, 10, 5, 25]);
+        takeover.gap.ended = false;
+        assert_eq!(lengths(&takeover), [20, 10, 5]);
+    }
+}

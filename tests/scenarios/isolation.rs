@@ -1,0 +1,133 @@
+//! Several tunnels: each serves by itself, and what befalls one costs the others nothing (I5).
+
+use anyhow::Result;
+use lab::api::{Kind, Resource};
+use lab::client::Proto;
+use lab::clock::{now, until};
+use lab::objects;
+use lab::probe::{Probe, ProbeKind};
+use lab::{World, play};
+use serde_json::Value;
+
+use crate::{LATER, SOON, spec};
+
+crate::scenarios!(
+    two_tunnels_serve_one_service_and_answers_return_as_they_came,
+    a_broken_key_costs_the_other_tunnel_no_packet,
+    the_death_of_one_tunnels_leader_leaves_the_others_status_alone,
+);
+
+/// Service `default/both` on the VIPs of both tunnels.
+fn serve_both(world: &World) -> Result<()> {
+    let vips: Vec<_> = world.spec.tunnels.iter().map(|tunnel| tunnel.vip).collect();
+    let ports = [objects::port(Proto::Tcp, 9000, 8080), objects::port(Proto::Udp, 9000, 8080)];
+    let service = objects::service_on("both", &vips, &ports);
+    world.kube.apply(Resource::Service, service.clone())?;
+    world.endpoints(&service, &world.all_ready())?;
+    for hub in &world.hubs {
+        world.client.until(Proto::Tcp, hub.public(9000), SOON, |a| a.name().is_some())?;
+    }
+    Ok(())
+}
+
+/// The VIPs in a Service's status, sorted.
+fn vips_of(ingress: &[Value]) -> Vec<String> {
+    let mut vips: Vec<String> = ingress.iter().map(|i| i["ip"].as_str().unwrap_or_default().to_owned()).collect();
+    vips.sort_unstable();
+    vips
+}
+
+fn expect_status(world: &World, vips: &[&str]) -> Result<()> {
+    until(&format!("{vips:?} in the Service's status"), SOON, || {
+        let found = vips_of(&world.ingress("both")?);
+        anyhow::ensure!(found == vips, "it says {found:?}");
+        Ok(Some(()))
+    })
+}
+
+fn two_tunnels_serve_one_service_and_answers_return_as_they_came(api: Kind) -> Result<()> {
+    play(spec(api).tunnels(2), |world| {
+        serve_both(world)?;
+        expect_status(world, &["10.77.0.2", "10.77.1.2"])?;
+        for (index, hub) in world.hubs.iter().enumerate() {
+            for proto in [Proto::Tcp, Proto::Udp] {
+                let other = &world.hubs[1 - index];
+                let before = (hub.peer()?.received, other.peer()?.received);
+                let seen = world.client.spread(proto, hub.public(9000), 300)?;
+                assert_eq!(seen.keys().map(String::as_str).collect::<Vec<_>>(), ["b0", "b1", "b2"], "{seen:?}");
+                let after = (hub.peer()?.received, other.peer()?.received);
+                assert!(after.0 - before.0 > 10_000, "answers came through hub {index}");
+                assert!(after.1 - before.1 < 2_000, "none through the other");
+            }
+        }
+        Ok(())
+    })
+}
+
+fn a_broken_key_costs_the_other_tunnel_no_packet(api: Kind) -> Result<()> {
+    play(spec(api).tunnels(2), |world| {
+        serve_both(world)?;
+        let sound = Probe::start(&world.topology.client, world.hubs[0].public(9000), ProbeKind::UdpFlow)?;
+        let faulty = Probe::start(&world.topology.client, world.hubs[1].public(9000), ProbeKind::UdpFlow)?;
+        for probe in [&sound, &faulty] {
+            probe.steady_since(now(), 100, SOON)?;
+        }
+        let event = now();
+        let mut tunnels = world.spec.tunnels.clone();
+        tunnels[1].private_key = "not base64!".into();
+        tunnels[0] = tunnels[0].clone().with("persistentKeepalive: 7");
+        world.put_secret(&tunnels)?;
+        let leader = world.wait_leader(1, None, SOON)?;
+        let valid = |node| world.sidecar(node)?.metric("wirevip_config_valid", r#"{tunnel="wg1"}"#);
+        until("the fault to be told", SOON, || Ok((valid(leader)? == Some(0.0)).then_some(())))?;
+        until("the Event", SOON, || {
+            Ok(world.events()?.iter().any(|event| event.starts_with("InvalidConfiguration")).then_some(()))
+        })?;
+        // The good settings of the faulty one serve on, too.
+        for probe in [&sound, &faulty] {
+            probe.steady_since(now(), 200, SOON)?;
+            assert_eq!(probe.lost(event, now() - crate::SETTLE), 0, "packets were lost");
+        }
+        assert!(!world.logs().contains("not base64!"), "key material was logged");
+        world.put_secret(&world.spec.tunnels)?;
+        until("all to be well again", SOON, || Ok((valid(leader)? == Some(1.0)).then_some(())))?;
+        assert_eq!(sound.lost(event, now() - crate::SETTLE), 0);
+        Ok(())
+    })
+}
+
+fn the_death_of_one_tunnels_leader_leaves_the_others_status_alone(api: Kind) -> Result<()> {
+    play(spec(api).tunnels(2).nodes(2), |world| {
+        serve_both(world)?;
+        expect_status(world, &["10.77.0.2", "10.77.1.2"])?;
+        // Each tunnel on a pod of its own: whoever leads both is restarted until it is so.
+        until("two leaders", 3 * LATER, || {
+            let leaders = (world.wait_leader(0, None, SOON)?, world.wait_leader(1, None, SOON)?);
+            if leaders.0 != leaders.1 {
+                return Ok(Some(()));
+            }
+            world.sidecar(leaders.0)?.stop(SOON)?;
+            world.sidecar_mut(leaders.0)?.start()?;
+            world.sidecar(leaders.0)?.wait_ready(SOON)?;
+            // Its successor has both; an API cut of a second tunnel's hub alone would move one.
+            let heir = world.wait_leader(1, Some(leaders.0), LATER)?;
+            world.hubs[1].silence(true)?;
+            let moved = world.wait_leader(1, Some(heir), LATER);
+            world.hubs[1].silence(false)?;
+            moved?;
+            Ok(None)
+        })?;
+        world.wait_serving(LATER)?;
+        expect_status(world, &["10.77.0.2", "10.77.1.2"])?;
+        let probe = Probe::start(&world.topology.client, world.hubs[0].public(9000), ProbeKind::UdpFlow)?;
+        probe.steady_since(now(), 100, SOON)?;
+        let event = now();
+        let dying = world.wait_leader(1, None, SOON)?;
+        world.sidecar(dying)?.sigkill()?;
+        let heir = world.wait_leader(1, Some(dying), LATER)?;
+        assert_ne!(heir, dying);
+        world.client.until(Proto::Tcp, world.hubs[1].public(9000), LATER, |a| a.name().is_some())?;
+        assert_eq!(probe.lost(event, now() - crate::SETTLE), 0, "the other tunnel lost packets");
+        expect_status(world, &["10.77.0.2", "10.77.1.2"])
+    })
+}

@@ -1,0 +1,149 @@
+//! Whatever ends a sidecar, nothing of it is left in its pod's network (I3), and the Lease is given back only when it
+//! is silent (I2).
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use lab::api::Kind;
+use lab::clock::{now, until};
+use lab::sidecar::Sidecar;
+use lab::{World, play, play_unstarted};
+
+use crate::{LATER, LEASE, SOON, expect_silence, spec};
+
+crate::scenarios!(
+    a_standby_that_stops_leaves_nothing,
+    a_leader_that_stops_leaves_nothing_and_gives_the_lease_back_when_silent,
+    a_rising_leader_that_stops_leaves_nothing,
+    a_falling_leader_that_is_told_twice_leaves_nothing_for_long,
+    a_killed_leader_cleans_up_at_its_next_start_without_the_api,
+    a_removed_tunnel_leaves_nothing,
+    the_pods_own_network_stays_as_it_was_while_a_tunnel_is_up,
+);
+
+/// Nothing in the pod's network but what was there before.
+fn expect_clean(sidecar: &Sidecar, before: &[String], within: Duration) -> Result<()> {
+    until("a clean pod network", within, || {
+        let now = sidecar.traces()?;
+        let new: Vec<_> = now.iter().filter(|line| !before.contains(line)).collect();
+        let gone: Vec<_> = before.iter().filter(|line| !now.contains(line)).collect();
+        anyhow::ensure!(new.is_empty() && gone.is_empty(), "left over: {new:#?}; missing: {gone:#?}");
+        Ok(Some(()))
+    })
+    .with_context(|| sidecar.log())
+}
+
+/// A world whose pods' networks were looked at before anything ran in them.
+fn world_with_record(api: Kind, scenario: impl FnOnce(&mut World, &[Vec<String>]) -> Result<()>) -> Result<()> {
+    play_unstarted(spec(api), |world| {
+        let before: Vec<Vec<String>> = world.sidecars.iter().map(Sidecar::traces).collect::<Result<_>>()?;
+        scenario(world, &before)
+    })
+}
+
+fn up(world: &mut World) -> Result<u8> {
+    world.start_sidecars()?;
+    world.wait_serving(LATER)?;
+    world.wait_leader(0, None, SOON)
+}
+
+fn at(node: u8) -> usize {
+    usize::from(node) - 1
+}
+
+fn a_standby_that_stops_leaves_nothing(api: Kind) -> Result<()> {
+    world_with_record(api, |world, before| {
+        let standby = up(world)? % 3 + 1;
+        world.sidecar(standby)?.stop(SOON)?;
+        expect_clean(world.sidecar(standby)?, &before[at(standby)], Duration::ZERO)
+    })
+}
+
+fn a_leader_that_stops_leaves_nothing_and_gives_the_lease_back_when_silent(api: Kind) -> Result<()> {
+    world_with_record(api, |world, before| {
+        let leader = up(world)?;
+        let others: Vec<u8> = [1, 2, 3].into_iter().filter(|node| *node != leader).collect();
+        for node in &others {
+            world.sidecar(*node)?.stop(SOON)?;
+        }
+        let event = world.sidecar(leader)?.sigterm()?;
+        assert!(world.sidecar(leader)?.wait_exit(Duration::from_secs(3))?.success());
+        expect_clean(world.sidecar(leader)?, &before[at(leader)], Duration::ZERO)?;
+        assert_eq!(world.lease(0)?.context("no Lease")?.holder, "", "the Lease was not given back");
+        let released = world.lease_written(0, leader, event)?.context("no release in the API server's log")?;
+        expect_silence(world, 0, leader, released)
+    })
+}
+
+fn a_rising_leader_that_stops_leaves_nothing(api: Kind) -> Result<()> {
+    world_with_record(api, |world, before| {
+        world.hubs[0].silence(true)?;
+        world.start_sidecars()?;
+        let rising = world.wait_leader(0, None, LATER)?;
+        world.sidecar(rising)?.stop(SOON)?;
+        expect_clean(world.sidecar(rising)?, &before[at(rising)], Duration::ZERO)
+    })
+}
+
+fn a_falling_leader_that_is_told_twice_leaves_nothing_for_long(api: Kind) -> Result<()> {
+    world_with_record(api, |world, before| {
+        let leader = up(world)?;
+        let sidecar = world.sidecar(leader)?;
+        let event = sidecar.sigterm()?;
+        sidecar.sigterm()?;
+        sidecar.wait_exit(Duration::from_secs(3))?;
+        // "At once" may leave things behind; they are silent, and the next start clears them.
+        world.wait_leader(0, Some(leader), LEASE + LATER)?;
+        expect_silence(world, 0, leader, event + LEASE)?;
+        world.sidecar_mut(leader)?.start()?;
+        world.sidecar(leader)?.wait_ready(SOON)?;
+        expect_clean(world.sidecar(leader)?, &before[at(leader)], SOON)
+    })
+}
+
+fn a_killed_leader_cleans_up_at_its_next_start_without_the_api(api: Kind) -> Result<()> {
+    world_with_record(api, |world, before| {
+        let leader = up(world)?;
+        let event = world.sidecar(leader)?.sigkill()?;
+        let left = world.sidecar(leader)?.traces()?;
+        assert_ne!(left, before[at(leader)], "a killed process cannot clean up: this test would prove nothing");
+        world.api.stop()?;
+        world.sidecar_mut(leader)?.start()?;
+        expect_clean(world.sidecar(leader)?, &before[at(leader)], SOON)?;
+        let cleaned = now();
+        expect_silence(world, 0, leader, cleaned)?;
+        world.api.resume()?;
+        world.wait_serving(LEASE + LATER)?;
+        eprintln!("killed, API away, cleaned up after {:?}", cleaned - event);
+        Ok(())
+    })
+}
+
+fn a_removed_tunnel_leaves_nothing(api: Kind) -> Result<()> {
+    play_unstarted(spec(api).tunnels(2), |world| {
+        let before: Vec<Vec<String>> = world.sidecars.iter().map(Sidecar::traces).collect::<Result<_>>()?;
+        up(world)?;
+        let leader = world.wait_leader(1, None, SOON)?;
+        world.put_secret(&world.spec.tunnels[..1])?;
+        until("the Lease given back", LATER, || Ok(world.lease(1)?.filter(|lease| lease.holder.is_empty())))?;
+        if world.leader(0)? == Some(leader) {
+            let traces = world.sidecar(leader)?.traces()?;
+            assert!(!traces.iter().any(|line| line.contains("wg1")), "{traces:#?}");
+        } else {
+            expect_clean(world.sidecar(leader)?, &before[at(leader)], SOON)?;
+        }
+        world.wait_serving_first(SOON)
+    })
+}
+
+fn the_pods_own_network_stays_as_it_was_while_a_tunnel_is_up(api: Kind) -> Result<()> {
+    play(spec(api), |world| {
+        let leader = world.wait_leader(0, None, SOON)?;
+        let pod = &world.sidecar(leader)?.netns;
+        assert_eq!(pod.run(|| Ok(std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward")?))?.trim(), "0");
+        let default = pod.sh("ip route show table main default")?;
+        assert!(default.contains("dev eth0") && default.lines().count() == 1, "{default}");
+        assert!(!pod.sh("ip route show table main")?.contains("wg0"), "the main table is never touched");
+        Ok(())
+    })
+}

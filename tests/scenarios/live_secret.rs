@@ -1,0 +1,118 @@
+//! The Secret changes while tunnels serve.
+
+use anyhow::Result;
+use lab::api::{Kind, Resource};
+use lab::clock::{now, until};
+use lab::keys::KeyPair;
+use lab::play;
+use lab::probe::{Probe, ProbeKind};
+use lab::sidecar::NAMESPACE;
+
+use crate::{LATER, SETTLE, SOON, spec};
+
+crate::scenarios!(
+    a_tunnel_that_is_added_serves_beside_the_others,
+    a_deleted_or_broken_secret_keeps_the_last_good_settings_serving,
+    a_changed_keepalive_keeps_link_and_flows,
+    a_key_that_the_hub_does_not_know_is_told_and_a_right_one_heals,
+    no_key_is_ever_told,
+);
+
+fn a_tunnel_that_is_added_serves_beside_the_others(api: Kind) -> Result<()> {
+    let both = spec(api).tunnels(2);
+    lab::play_unstarted(both.without_secret(), |world| {
+        world.put_secret(&world.spec.tunnels[..1])?;
+        world.start_sidecars()?;
+        world.wait_serving_first(LATER)?;
+        let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::UdpFlow)?;
+        probe.steady_since(now(), 100, SOON)?;
+        let event = now();
+        world.put_secret(&world.spec.tunnels)?;
+        world.wait_serving(LATER)?;
+        world.put_secret(&world.spec.tunnels[..1])?;
+        until("the Lease of the second given back", LATER, || Ok(world.lease(1)?.filter(|l| l.holder.is_empty())))?;
+        assert_eq!(probe.lost(event, now() - SETTLE), 0, "the first tunnel lost packets");
+        Ok(())
+    })
+}
+
+fn a_deleted_or_broken_secret_keeps_the_last_good_settings_serving(api: Kind) -> Result<()> {
+    play(spec(api), |world| {
+        let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::UdpFlow)?;
+        probe.steady_since(now(), 100, SOON)?;
+        let leader = world.sidecar(world.wait_leader(0, None, SOON)?)?;
+        let event = now();
+        world.kube.delete(Resource::Secret, NAMESPACE, "wireguard")?;
+        probe.steady_since(now(), 200, SOON)?;
+        for broken in ["", "wg0:\n", "- a list\n", "wg0: {vip: 10.77.0.2\n", "\t\u{0}\u{1}"] {
+            world.put_document(broken)?;
+            let valid = || leader.metric("wirevip_config_valid", r#"{tunnel="wg0"}"#);
+            until("the fault to be told", SOON, || Ok((valid()? == Some(0.0)).then_some(())))?;
+            world.put_secret(&world.spec.tunnels)?;
+            until("all to be well again", SOON, || Ok((valid()? == Some(1.0)).then_some(())))?;
+        }
+        probe.steady_since(now(), 100, SOON)?;
+        assert_eq!(probe.lost(event, now() - SETTLE), 0, "packets were lost");
+        Ok(())
+    })
+}
+
+fn a_changed_keepalive_keeps_link_and_flows(api: Kind) -> Result<()> {
+    play(spec(api), |world| {
+        let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::TcpLong)?;
+        probe.steady_since(now(), 100, SOON)?;
+        let leader = world.wait_leader(0, None, SOON)?;
+        let link = |world: &lab::World| world.sidecar(leader)?.netns.sh("cat /sys/class/net/wg0/ifindex");
+        let (event, before) = (now(), link(world)?);
+        let changed = world.spec.tunnels[0].clone().with("persistentKeepalive: 1");
+        world.put_secret(&[changed])?;
+        let changes =
+            |world: &lab::World| world.sidecar(leader)?.metric("wirevip_config_last_change_timestamp_seconds", "");
+        let first = changes(world)?;
+        until("the change to be taken", SOON, || {
+            Ok((changes(world)? != first || first.is_none() || now() > event + SOON / 2).then_some(()))
+        })?;
+        probe.steady_since(now(), 200, SOON)?;
+        assert_eq!((probe.lost(event, now() - SETTLE), link(world)?), (0, before));
+        Ok(())
+    })
+}
+
+fn a_key_that_the_hub_does_not_know_is_told_and_a_right_one_heals(api: Kind) -> Result<()> {
+    play(spec(api), |world| {
+        let mut wrong = world.spec.tunnels[0].clone();
+        wrong.private_key = KeyPair::generate().private;
+        world.put_secret(&[wrong])?;
+        until("the Event", 2 * LATER, || {
+            Ok(world.events()?.iter().any(|event| event.starts_with("NoHandshake")).then_some(()))
+        })?;
+        world.put_secret(&world.spec.tunnels)?;
+        world.wait_serving(LATER)
+    })
+}
+
+fn no_key_is_ever_told(api: Kind) -> Result<()> {
+    play(spec(api).args(&["--log-level", "trace"]), |world| {
+        let tunnel = world.spec.tunnels[0].clone();
+        let mut broken = tunnel.clone();
+        broken.private_key.truncate(30);
+        world.put_secret(&[broken])?;
+        let leader = world.wait_leader(0, None, SOON)?;
+        until("the fault to be told", SOON, || {
+            Ok((world.sidecar(leader)?.metric("wirevip_config_valid", r#"{tunnel="wg0"}"#)? == Some(0.0)).then_some(()))
+        })?;
+        let mut told = world.logs();
+        for sidecar in &world.sidecars {
+            for path in ["/status", "/metrics", "/readyz"] {
+                told += &sidecar.http_get(path)?.1;
+            }
+        }
+        for event in world.kube.list(Resource::Event, "")? {
+            told += &event.to_string();
+        }
+        for secret in [&tunnel.private_key, &tunnel.peer_public_key] {
+            assert!(!told.contains(&secret[..20]), "key material was told");
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,85 @@
+//! The promises of the documentation, kept by the real binary with real packets: each test is a sentence, plays in a
+//! world of its own (`lab`), and is measured by a client beyond the hub. Every scenario runs twice: with the lab's
+//! API server, and with a real kube-apiserver under the chart's RBAC.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "all functions here are parts of tests")]
+#![allow(clippy::print_stderr, reason = "tests tell what they measured")]
+
+mod api;
+mod forwarding;
+mod hub;
+mod isolation;
+mod leftovers;
+mod live_secret;
+mod seen;
+mod takeover;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use lab::api::Kind;
+use lab::{World, WorldSpec};
+
+/// Lease duration of all worlds here (the default).
+const LEASE: Duration = Duration::from_secs(5);
+/// For what happens at once, on a machine that has other work too.
+const SOON: Duration = Duration::from_secs(5);
+/// For what takes a lease or a few seconds by the contract.
+const LATER: Duration = Duration::from_secs(20);
+
+/// A probe that left less than this ago may still be answered.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// The usual world: three nodes, three backends, one tunnel, Service `default/web`.
+fn spec(api: Kind) -> WorldSpec {
+    WorldSpec::default()
+        .bin(env!("CARGO_BIN_EXE_wirevip"))
+        .manifests(concat!(env!("CARGO_MANIFEST_DIR"), "/manifests"))
+        .api(api)
+}
+
+/// Names scenarios `fn(Kind) -> Result<()>` as tests, once for each API server.
+macro_rules! scenarios {
+    ($($name:ident),* $(,)?) => {
+        mod embedded {
+            $(
+                #[test]
+                #[ignore = "needs root"]
+                fn $name() -> anyhow::Result<()> {
+                    super::$name(lab::api::Kind::Embedded)
+                }
+            )*
+        }
+        mod real {
+            $(
+                #[test]
+                #[ignore = "needs root and kube-apiserver"]
+                fn $name() -> anyhow::Result<()> {
+                    super::$name(lab::api::Kind::Real)
+                }
+            )*
+        }
+    };
+}
+pub(crate) use scenarios;
+
+/// After `since` the hub of tunnel `index` heard nothing from the sidecar of `node`.
+fn expect_silence(world: &World, index: usize, node: u8, since: Instant) -> Result<()> {
+    let heard = world.hubs.get(index).context("no such hub")?.heard();
+    let late: Vec<_> = heard.iter().filter(|h| h.at > since && h.node() == Some(node)).collect();
+    assert!(late.is_empty(), "node {node} spoke {:?} after it had to be silent: {late:?}", late[0].at - since);
+    Ok(())
+}
+
+/// From the successor's first packet on the hub of tunnel `index` hears it alone (I1).
+fn expect_one_speaker(world: &World, index: usize, from: u8, to: u8, since: Instant) -> Result<()> {
+    let heard = world.hubs.get(index).context("no such hub")?.heard();
+    let first =
+        heard.iter().find(|h| h.at >= since && h.node() == Some(to)).context("the successor was never heard")?;
+    expect_silence(world, index, from, first.at)
+}
+
+/// Two moments at most this far apart, whichever is first.
+fn apart(a: Instant, b: Instant) -> Duration {
+    a.saturating_duration_since(b).max(b.saturating_duration_since(a))
+}

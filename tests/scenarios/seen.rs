@@ -1,0 +1,121 @@
+//! What is seen from outside is measured, not intended (I7).
+
+use anyhow::{Context, Result};
+use lab::api::{Kind, Resource};
+use lab::client::Proto;
+use lab::clock::until;
+use lab::{objects, play};
+
+use crate::{LATER, SOON, spec};
+
+crate::scenarios!(
+    status_metrics_and_events_tell_who_leads,
+    a_service_shows_its_address_only_while_it_is_served,
+    a_service_without_backends_is_told,
+    what_an_outsider_deletes_comes_back,
+    a_standby_writes_nothing_and_a_leader_once_a_second,
+);
+
+fn status_metrics_and_events_tell_who_leads(api: Kind) -> Result<()> {
+    play(spec(api), |world| {
+        let leader = world.wait_leader(0, None, SOON)?;
+        for sidecar in &world.sidecars {
+            let leads = sidecar.node == leader;
+            sidecar.wait_ready(SOON)?;
+            assert_eq!(sidecar.http_get("/livez")?.0, 200);
+            let status = until("its state", SOON, || {
+                let status = sidecar.status()?;
+                let state = status["tunnels"][0]["state"].as_str().unwrap_or_default().to_owned();
+                anyhow::ensure!(state == if leads { "leading" } else { "standby" }, "{status}");
+                Ok(Some(status))
+            })?;
+            let tunnel = &status["tunnels"][0];
+            assert_eq!(status["pod"], sidecar.pod.as_str());
+            assert_eq!(status["node"], format!("node{}", sidecar.node));
+            assert_eq!((&tunnel["name"], &tunnel["vip"]), (&"wg0".into(), &"10.77.0.2".into()));
+            assert_eq!(tunnel["holder"], world.sidecar(leader)?.identity());
+            assert_eq!(tunnel["tenureSeconds"].is_number(), leads, "{tunnel}");
+            assert_eq!(tunnel["handshakeAgeSeconds"].is_number(), leads, "{tunnel}");
+            let metric = |name| sidecar.metric(name, r#"{tunnel="wg0"}"#);
+            assert_eq!(metric("wirevip_leader")?, Some(if leads { 1.0 } else { 0.0 }));
+            assert_eq!(metric("wirevip_config_valid")?, Some(1.0));
+            assert_eq!(metric("wirevip_handshake_age_seconds")?.context("not exported")?.is_nan(), !leads);
+            if leads {
+                assert!(metric("wirevip_receive_bytes_total")?.is_some_and(|bytes| bytes > 0.0));
+                let web = tunnel["forwards"].as_array().context("no forwards")?;
+                assert!(web.iter().any(|f| f["service"] == "default/web" && f["port"] == 8080), "{web:?}");
+            }
+        }
+        let pod = &world.sidecar(leader)?.pod;
+        until("the Event", SOON, || {
+            Ok(world.events()?.iter().any(|e| e.starts_with("TunnelUp") && e.ends_with(pod.as_str())).then_some(()))
+        })
+    })
+}
+
+fn a_service_shows_its_address_only_while_it_is_served(api: Kind) -> Result<()> {
+    play(spec(api), |world| {
+        let ingress = until("the status", SOON, || Ok(world.ingress("web")?.into_iter().next()))?;
+        assert_eq!((&ingress["ip"], &ingress["ipMode"]), (&"10.77.0.2".into(), &"VIP".into()));
+        world.kube.patch(
+            Resource::Service,
+            "default",
+            "web",
+            serde_json::json!({ "metadata": { "annotations": { "wirevip.io/tunnel": "no-such-tunnel" } } }),
+        )?;
+        until("the status removed", SOON, || Ok(world.ingress("web")?.is_empty().then_some(())))?;
+        Ok(())
+    })
+}
+
+fn a_service_without_backends_is_told(api: Kind) -> Result<()> {
+    play(spec(api), |world| {
+        let lonely = objects::service("lonely", "wg0", &[objects::port(Proto::Tcp, 81, 8080)]);
+        world.kube.apply(Resource::Service, lonely)?;
+        until("the Event", SOON, || Ok(world.events()?.contains(&"NoBackends Service/lonely".to_owned()).then_some(())))
+    })
+}
+
+fn what_an_outsider_deletes_comes_back(api: Kind) -> Result<()> {
+    play(spec(api), |world| {
+        let leader = world.wait_leader(0, None, SOON)?;
+        let pod = world.sidecar(leader)?.netns.clone();
+        let answered = |answer: &lab::client::Answer| answer.name().is_some();
+        for deletion in ["nft delete table inet wirevip_wg0", "ip link set wg0 down", "ip link del wg0"] {
+            pod.sh(deletion)?;
+            world.client.until(Proto::Tcp, world.web(), LATER, answered).context(deletion)?;
+        }
+        // All rules of ours, and the routes of our tables.
+        for line in pod.sh("ip rule show")?.lines() {
+            let (priority, rule) = line.split_once(':').context("a rule without a priority")?;
+            if !rule.contains("lookup local") && !rule.contains("lookup main") && !rule.contains("lookup default") {
+                pod.sh(&format!("ip rule del priority {priority}"))?;
+            }
+        }
+        world.client.until(Proto::Tcp, world.web(), LATER, answered).context("rules deleted")?;
+        Ok(())
+    })
+}
+
+fn a_standby_writes_nothing_and_a_leader_once_a_second(api: Kind) -> Result<()> {
+    play(spec(api), |world| {
+        let leader = world.sidecar(world.wait_leader(0, None, SOON)?)?.pod.clone();
+        // What the start brings (Events, status) is over when nothing but renewals came for two seconds.
+        let writes = |world: &lab::World, from: usize| {
+            let requests = world.api.requests();
+            let wrote = |r: &&lab::api::Request| matches!(r.verb.as_str(), "create" | "update" | "patch" | "delete");
+            let ours = requests.iter().skip(from).filter(|r| r.user.starts_with("wirevip-n")).filter(wrote);
+            ours.map(|r| (r.user.clone(), r.resource.clone())).collect::<Vec<_>>()
+        };
+        let pause = || std::thread::sleep(std::time::Duration::from_secs(2));
+        pause();
+        let from = world.api.requests().len();
+        for _ in 0..5 {
+            pause();
+        }
+        let seen = writes(world, from);
+        assert!(seen.iter().all(|(user, resource)| *user == leader && resource == "leases"), "{seen:?}");
+        assert!((5..=11).contains(&seen.len()), "{} renewals in 10 s", seen.len());
+        Ok(())
+    })
+}
