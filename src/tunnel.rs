@@ -32,6 +32,7 @@ mod carrier;
 pub mod kernel;
 pub mod network;
 pub mod preflight;
+mod probe;
 pub mod resolve;
 pub mod rtnl;
 pub mod system;
@@ -336,6 +337,9 @@ pub trait HostNet: Send + Sync + 'static {
 
     /// What of [`steps`] is not so any more. Cheap: once a second does no harm.
     fn drift(&self, plan: &LinkPlan) -> impl Future<Output = Result<Vec<Step>, HostError>> + Send;
+
+    /// Sends the packet that a living hub answers, see `tunnel/probe.rs`.
+    fn probe(&self, plan: &LinkPlan) -> impl Future<Output = Result<(), HostError>> + Send;
 
     /// Takes rules, routes and address away, the link itself excepted; all of it, whatever fails. Fine if there is none.
     fn detach(&self, plan: &LinkPlan) -> impl Future<Output = Result<(), HostError>> + Send;
