@@ -64,7 +64,7 @@ pub fn check() -> Result<()> {
     if std::fs::File::options().read(true).write(true).open("/dev/net/tun").is_err() {
         missing.push("/dev/net/tun cannot be opened: load the module `tun`, or run as root".to_owned());
     }
-    let nat = "table ip check { chain nat { type nat hook postrouting priority 100; masquerade; } }";
+    let nat = "table ip check { chain nat { type nat hook postrouting priority 100; masquerade; }; }";
     if let Err(error) = netns.nft(nat) {
         missing.push(format!("nftables with NAT: {error:#}"));
     }
