@@ -103,3 +103,57 @@ fn refill(tunnel: &TunnelName, elements: Vec<Element>) -> Transaction {
 fn padded(port: u16) -> Vec<u8> {
     port.to_be_bytes().to_vec()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::clock::TokioClock;
+    use crate::ruleset::testing::FakeFirewall;
+
+    fn tunnel() -> TunnelName {
+        TunnelName::new("wg0").unwrap()
+    }
+
+    #[test]
+    fn a_tenure_below_a_tenth_of_a_second_is_never_armed() {
+        assert_eq!(arm(&tunnel(), 51820, Duration::from_millis(99)), None);
+        assert!(arm(&tunnel(), 51820, Duration::from_millis(100)).is_some());
+    }
+
+    #[test]
+    fn every_element_of_the_fence_expires() {
+        let Some(Transaction(steps)) = arm(&tunnel(), 51820, Duration::from_secs(3)) else { unreachable!("too short") };
+        let [Step::Refill { elements, .. }] = steps.as_slice() else { unreachable!("{steps:?}") };
+        assert!(elements.iter().all(|element| element.timeout == Some(Duration::from_secs(3))));
+        let Transaction(steps) = raise(&tunnel(), 51820);
+        let [Step::Replace(table)] = steps.as_slice() else { unreachable!("{steps:?}") };
+        assert!(table.sets.iter().all(|set| set.timeout.is_some() && set.elements.is_empty()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_fence_is_raised_closed_opens_when_armed_and_closes_by_itself() {
+        let mut firewall = FakeFirewall::new(Arc::new(TokioClock::new()));
+        let tunnel = tunnel();
+        let arm = |left| arm(&tunnel, 51820, Duration::from_secs(left)).unwrap();
+        assert!(firewall.commit(&arm(3)).is_err(), "nothing to arm");
+        firewall.commit(&raise(&tunnel, 51820)).unwrap();
+        assert!(!firewall.open(&tunnel));
+
+        firewall.commit(&arm(3)).unwrap();
+        tokio::time::advance(Duration::from_millis(2999)).await;
+        assert!(firewall.open(&tunnel));
+        firewall.commit(&arm(3)).unwrap();
+        tokio::time::advance(Duration::from_millis(2999)).await;
+        assert!(firewall.open(&tunnel), "re-armed");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!firewall.open(&tunnel), "expired");
+
+        firewall.commit(&arm(3)).unwrap();
+        firewall.commit(&close(&tunnel)).unwrap();
+        assert!(!firewall.open(&tunnel), "closed by hand");
+        firewall.commit(&remove(&tunnel)).unwrap();
+        assert!(firewall.open(&tunnel), "no fence stops nobody");
+    }
+}

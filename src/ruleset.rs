@@ -1,8 +1,8 @@
 //! What the kernel is told about packets: forwards in, tables out, and the seam to the kernel.
 //!
 //! What must hold:
-//! - A tunnel's forwards are one table, rendered whole and replaced whole in one transaction (I4). Packets see the old
-//!   one or the new one, never something between.
+//! - A tunnel's forwards are one table, rendered whole and replaced whole (I4). Every packet finds the old one or the
+//!   new one: see [`apply`].
 //! - A table matches only its own link and its own marks, so that tunnels never disturb one another (I5).
 //! - A forward without backends is refused at once (I6). What is not forwarded is refused where it names the VIP, and
 //!   dropped elsewhere.
@@ -94,9 +94,46 @@ pub enum FirewallError {
     },
 }
 
-/// Name of the table that holds a tunnel's forwards.
-pub fn forwards_table(tunnel: &TunnelName) -> String {
-    format!("{PREFIX}{}", unambiguous(tunnel))
+/// Names of the tables that may hold a tunnel's forwards; all but for an instant only one of them is there.
+pub fn forwards_tables(tunnel: &TunnelName) -> [String; 2] {
+    let name = format!("{PREFIX}{}", unambiguous(tunnel));
+    // No tunnel's name has a slash in it.
+    let second = format!("{name}/2");
+    [name, second]
+}
+
+/// Puts the tunnel's forwards in place of those that stand, without losing a packet; and clears up if an earlier
+/// attempt ended halfway.
+///
+/// Not by one transaction: a packet on its way through a hook asks each chain there which generation of the ruleset it
+/// is, and between two chains the answer may change, so that neither the old table nor the new one takes it. (Seen: one
+/// new connection in some 100,000 replacements' worth was refused.) So the new one is there before the old one goes.
+pub fn apply(firewall: &mut dyn Firewall, plan: &Plan<'_>) -> Result<(), FirewallError> {
+    let mut table = render(plan);
+    let present = firewall.tables()?;
+    let [first, second] = forwards_tables(plan.tunnel);
+    let (new, old) = if present.contains(&first) { (second, first) } else { (first, second) };
+    table.name = new;
+    firewall.commit(&Transaction::replace(table))?;
+    if present.contains(&old) {
+        firewall.commit(&Transaction::delete(&old))?;
+    }
+    Ok(())
+}
+
+/// Do the tunnel's forwards stand as [`apply`] last put them?
+pub fn stands(firewall: &mut dyn Firewall, tunnel: &TunnelName) -> Result<bool, FirewallError> {
+    let mut standing = false;
+    for table in forwards_tables(tunnel) {
+        standing |= firewall.intact(&table)?;
+    }
+    Ok(standing)
+}
+
+/// Takes the tunnel's forwards away.
+pub fn remove(tunnel: &TunnelName) -> Transaction {
+    let [first, second] = forwards_tables(tunnel);
+    Transaction::delete(&first).then(Transaction::delete(&second))
 }
 
 /// Name of the table that holds a tunnel's fence.
@@ -128,4 +165,89 @@ pub fn vanished(old: &Forwards, new: &Forwards, vip: Ipv4Addr) -> Vec<Flow> {
 /// Does this conntrack or packet mark say "ours"?
 pub(crate) const fn is_ours(mark: u32) -> bool {
     mark & Slot::MARK_MASK != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::net::SocketAddrV4;
+    use std::sync::Arc;
+
+    use super::testing::FakeFirewall;
+    use super::*;
+    use crate::clock::TokioClock;
+    use crate::services::{Forward, Owner, VipPort};
+
+    fn name(text: &str) -> TunnelName {
+        TunnelName::new(text).unwrap()
+    }
+
+    #[test]
+    fn no_two_tunnels_share_a_table_whatever_they_are_called() {
+        let tunnels = ["a", "a_", "a_fence", "a_fence_", "a_fence__", "_fence", "fence", "a_fence_fence", "A"];
+        let tables: Vec<String> = tunnels
+            .iter()
+            .flat_map(|text| {
+                let [first, second] = forwards_tables(&name(text));
+                [first, second, fence_table(&name(text))]
+            })
+            .collect();
+        assert_eq!(tables.iter().collect::<BTreeSet<_>>().len(), tables.len(), "{tables:?}");
+        assert!(tables.iter().all(|table| table.starts_with(PREFIX)));
+        assert_eq!(forwards_tables(&name("wg0"))[0], "wirevip_wg0");
+        assert_eq!(fence_table(&name("wg0")), "wirevip_wg0_fence");
+    }
+
+    fn forwards(entries: &[(Protocol, u16, &[u8])]) -> Forwards {
+        entries
+            .iter()
+            .map(|(protocol, port, hosts)| {
+                let backends = hosts.iter().map(|host| backend(*host)).collect();
+                let owner = Owner::ControlPlane;
+                let forward = Forward { owner, backends, client_ip_affinity: false, source_ranges: Vec::new() };
+                (VipPort { protocol: *protocol, port: *port }, forward)
+            })
+            .collect()
+    }
+
+    fn backend(host: u8) -> SocketAddrV4 {
+        SocketAddrV4::new([10, 0, 0, host].into(), 53)
+    }
+
+    #[test]
+    fn only_udp_flows_to_backends_no_longer_chosen_vanish() {
+        use Protocol::{Sctp, Tcp, Udp};
+        let vip = Ipv4Addr::new(10, 1, 0, 1);
+        let old =
+            forwards(&[(Udp, 53, &[1, 2]), (Udp, 54, &[1]), (Udp, 55, &[1]), (Tcp, 53, &[1, 2]), (Sctp, 53, &[2])]);
+        let new = forwards(&[(Udp, 53, &[2, 3]), (Udp, 54, &[]), (Tcp, 53, &[3])]);
+        let flow = |port, host| Flow { vip, port: VipPort { protocol: Udp, port }, backend: backend(host) };
+        assert_eq!(vanished(&old, &new, vip), [flow(53, 1), flow(54, 1), flow(55, 1)]);
+        assert_eq!(vanished(&new, &new, vip), []);
+    }
+
+    #[test]
+    fn one_table_is_left_after_each_apply_also_after_one_that_ended_halfway() {
+        let clock = Arc::new(TokioClock::new());
+        let mut firewall = FakeFirewall::new(clock);
+        let (tunnel, forwards) = (name("wg0"), Forwards::new());
+        let slot = Slot::new(1).unwrap();
+        let plan =
+            Plan { tunnel: &tunnel, slot, vip: Ipv4Addr::LOCALHOST, pod_nic: "eth0", mtu: 1390, forwards: &forwards };
+        assert!(!stands(&mut firewall, &tunnel).unwrap());
+        for round in 0..4 {
+            apply(&mut firewall, &plan).unwrap();
+            assert_eq!(firewall.tables().unwrap().len(), 1, "round {round}");
+            assert!(stands(&mut firewall, &tunnel).unwrap());
+        }
+        // The new one was put up, the old one not yet taken away.
+        firewall.commit(&Transaction::replace(render(&plan))).unwrap();
+        let mut second = render(&plan);
+        second.name = forwards_tables(&tunnel)[1].clone();
+        firewall.commit(&Transaction::replace(second)).unwrap();
+        apply(&mut firewall, &plan).unwrap();
+        assert_eq!(firewall.tables().unwrap().len(), 1);
+        firewall.commit(&remove(&tunnel)).unwrap();
+        assert_eq!(firewall.tables().unwrap(), Vec::<String>::new());
+    }
 }

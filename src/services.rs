@@ -3,6 +3,7 @@
 //! What must hold: the same objects give the same forwards, whatever order they came in; a port has one owner; no
 //! forward exists for a Service that does not ask for the tunnel; a Service that cannot be understood is open to nobody.
 
+mod endpoints;
 pub mod objects;
 pub mod watch;
 
@@ -14,7 +15,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use ipnet::{IpNet, Ipv4Net};
 use serde::Serialize;
 
-use self::objects::{CLASS, EndpointSlice, KUBE_VIP_CLASS, Service, ServicePort};
+use self::endpoints::Endpoints;
+use self::objects::{CLASS, EndpointSlice, KUBE_VIP_CLASS, Service};
 use crate::secret::TunnelName;
 
 /// A transport protocol that is forwarded.
@@ -155,9 +157,6 @@ impl From<&ObjectName> for Owner {
     }
 }
 
-/// The Service whose EndpointSlices name the API servers.
-const CONTROL_PLANE: (&str, &str) = ("default", "kubernetes");
-
 /// What translation has to know of a tunnel.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TunnelView {
@@ -256,13 +255,13 @@ pub fn translate<S: Borrow<Service>, E: Borrow<EndpointSlice>>(
     tunnels: &[TunnelView],
     settings: Settings,
 ) -> Translation {
-    let slices = index(slices);
+    let slices = Endpoints::new(slices, tunnels);
     let mut out = Translation::default();
     for tunnel in tunnels {
         let forwards = out.forwards.entry(tunnel.name.clone()).or_default();
         if settings.control_plane && tunnel.control_plane {
             let port = VipPort { protocol: Protocol::Tcp, port: settings.control_plane_port };
-            forwards.insert(port, control_plane(&slices, tunnels));
+            forwards.insert(port, control_plane(&slices));
         }
     }
     let mut ours: Vec<(&Service, BTreeSet<&TunnelName>)> = Vec::new();
@@ -306,7 +305,7 @@ pub fn translate<S: Borrow<Service>, E: Borrow<EndpointSlice>>(
                 let Ok(ranges) = &ranges else { continue };
                 let template = template.get_or_insert_with(|| Forward {
                     owner: Owner::from(&service.name),
-                    backends: backends(of(&slices, &service.name.namespace, &service.name.name), port, tunnels),
+                    backends: slices.backends(&service.name, &port.name, port.port.protocol),
                     client_ip_affinity: service.client_ip_affinity,
                     source_ranges: ranges.clone(),
                 });
@@ -385,57 +384,15 @@ fn source_ranges(texts: &[String]) -> Result<Vec<Ipv4Net>, ServiceFault> {
     Ok(Ipv4Net::aggregate(&ranges.into_iter().collect()))
 }
 
-type Index<'s> = BTreeMap<(&'s str, &'s str), Vec<&'s EndpointSlice>>;
-
-fn index<E: Borrow<EndpointSlice>>(slices: &[E]) -> Index<'_> {
-    let mut index = Index::new();
-    for slice in slices.iter().map(Borrow::borrow) {
-        index.entry((&slice.name.namespace, &slice.service)).or_default().push(slice);
-    }
-    index
-}
-
-fn of<'i, 's>(index: &'i Index<'s>, namespace: &'i str, service: &'i str) -> &'i [&'s EndpointSlice] {
-    index.get(&(namespace, service)).map_or(&[], Vec::as_slice)
-}
-
-fn control_plane(index: &Index<'_>, tunnels: &[TunnelView]) -> Forward {
-    let slices = of(index, CONTROL_PLANE.0, CONTROL_PLANE.1);
-    let https = ServicePort { name: "https".to_owned(), port: VipPort { protocol: Protocol::Tcp, port: 0 } };
+fn control_plane(slices: &Endpoints<'_>) -> Forward {
+    // The API servers themselves keep the slices of this Service, under this port name.
+    let kubernetes = ObjectName::new("default", "kubernetes");
     Forward {
         owner: Owner::ControlPlane,
-        backends: backends(slices, &https, tunnels),
+        backends: slices.backends(&kubernetes, "https", Protocol::Tcp),
         client_ip_affinity: false,
         source_ranges: Vec::new(),
     }
-}
-
-/// The endpoints that get a port's new clients: the ready ones, else the draining ones, else none (I6).
-fn backends(slices: &[&EndpointSlice], wanted: &ServicePort, tunnels: &[TunnelView]) -> Vec<SocketAddrV4> {
-    let mut ready = BTreeSet::new();
-    let mut draining = BTreeSet::new();
-    for slice in slices {
-        let ports = slice.ports.iter().filter(|p| p.name == wanted.name && p.port.protocol == wanted.port.protocol);
-        for port in ports {
-            for endpoint in slice.endpoints.iter().filter(|e| reachable(e.address, tunnels)) {
-                let backend = SocketAddrV4::new(endpoint.address, port.port.port);
-                if endpoint.ready {
-                    ready.insert(backend);
-                } else if endpoint.draining {
-                    draining.insert(backend);
-                }
-            }
-        }
-    }
-    let chosen = if ready.is_empty() { draining } else { ready };
-    chosen.into_iter().collect()
-}
-
-/// Anybody who may write an EndpointSlice chooses the address: it must not lead into this pod by way of a VIP or
-/// loopback, where `/metrics` listens.
-fn reachable(address: Ipv4Addr, tunnels: &[TunnelView]) -> bool {
-    !(address.is_loopback() || address.is_unspecified() || address.is_multicast() || address.is_broadcast())
-        && tunnels.iter().all(|tunnel| tunnel.vip != address)
 }
 
 #[cfg(test)]

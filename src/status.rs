@@ -12,11 +12,15 @@ use serde::Serialize;
 use crate::clock::Moment;
 use crate::controller::State;
 use crate::election::Leadership;
+use crate::election::campaign::Standing;
 use crate::secret::{Fault, Tunnel};
 use crate::services::{Forwards, Protocol};
 use crate::tunnel::Backend;
 
 pub mod board;
+pub mod events;
+pub mod ingress;
+pub mod publish;
 
 /// One tunnel at one moment, as its actor knows it.
 #[derive(Clone, Debug)]
@@ -39,6 +43,12 @@ pub struct Snapshot {
     pub forwards: Option<Arc<Forwards>>,
     /// The last failure, while it lasts.
     pub failure: Option<String>,
+    /// What the campaign has seen of the Lease.
+    pub standing: Standing,
+    /// Packets that the fence held back, over this process's life.
+    pub fenced_packets: u64,
+    /// Packets of sessions that are not ours, over this process's life.
+    pub foreign_packets: u64,
 }
 
 impl Snapshot {
@@ -54,6 +64,9 @@ impl Snapshot {
             traffic: (0, 0),
             forwards: None,
             failure: None,
+            standing: Standing::default(),
+            fenced_packets: 0,
+            foreign_packets: 0,
         }
     }
 
@@ -187,7 +200,7 @@ pub fn told(fault: &Fault) -> String {
 }
 
 /// A change of a tunnel that is worth a log line and an Event.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Notice {
     /// The hub answered, and the table is in place.
     Up,
@@ -197,6 +210,10 @@ pub enum Notice {
     NoHandshake,
     /// The tenure ran out without a renewal: the kernel closed the fence.
     FenceClosed,
+    /// This node's clock is off the Lease holder's by so many seconds.
+    ClockSkew(f64),
+    /// The hub sent so many packets, in all, of sessions that are not ours.
+    SecondSpeaker(u64),
     /// A step keeps failing.
     Failing(String),
 }
@@ -204,12 +221,17 @@ pub enum Notice {
 /// How long a hub may leave a leader without an answer before that is told.
 pub const NO_HANDSHAKE_AFTER: Duration = Duration::from_secs(5);
 
+/// Clocks that differ by so many seconds are told. What is measured holds the way of a renewal through the API too.
+const SKEW: f64 = 1.0;
+
 /// Turns successive snapshots into notices, each said once per episode.
 #[derive(Clone, Debug, Default)]
 pub struct Narrator {
     served: bool,
     led_until: Option<Moment>,
     no_handshake_told: bool,
+    skew_told: bool,
+    foreign_told: u64,
     failure: Option<String>,
 }
 
@@ -240,6 +262,16 @@ impl Narrator {
             notices.push(Notice::NoHandshake);
         }
         self.no_handshake_told = unanswered || (self.no_handshake_told && snapshot.handshake.is_none());
+        let skew = snapshot.standing.clock_skew.map_or(0.0, |skew| skew.as_secs_f64());
+        let skewed = skew.abs() >= SKEW;
+        if skewed && !self.skew_told {
+            notices.push(Notice::ClockSkew(skew));
+        }
+        self.skew_told = skewed;
+        if snapshot.foreign_packets > self.foreign_told {
+            self.foreign_told = snapshot.foreign_packets;
+            notices.push(Notice::SecondSpeaker(snapshot.foreign_packets));
+        }
         if snapshot.failure != self.failure {
             notices.extend(snapshot.failure.clone().map(Notice::Failing));
             self.failure.clone_from(&snapshot.failure);

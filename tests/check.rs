@@ -219,7 +219,9 @@ fn bad_usage_exits_with_2_and_says_everything_at_once() {
     let output = wirevip().arg("run").args(flags).env("POD_NAME", "p").output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{stderr}");
-    for said in ["--lease-duration (4s)", "`loud`", "`No`", "POD_NAMESPACE"] {
+    for said in
+        ["--lease-duration, --renew-deadline, --retry-period: ", "a lease of 4s", "`loud`", "`No`", "POD_NAMESPACE"]
+    {
         assert!(stderr.contains(said), "{said} is not in {stderr}");
     }
     for not_said in ["POD_NAME from", "POD_UID", "NODE_NAME"] {

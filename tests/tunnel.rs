@@ -1,4 +1,6 @@
 //! The tunnel's link on the real kernel: in namespaces of their own, against an independent WireGuard (`wireguard-go`).
+//!
+//! The backend under test is gotatun; with `WIREVIP_TEST_BACKEND=kernel` it is the kernel's WireGuard.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -10,9 +12,9 @@ use lab::netns::Netns;
 use wirevip::secret::{PublicKey, SecretKey, TunnelName};
 use wirevip::tunnel::network::KernelNet;
 use wirevip::tunnel::rtnl::Rtnl;
+use wirevip::tunnel::system::SystemLinks;
 use wirevip::tunnel::testing::plan;
-use wirevip::tunnel::userspace::Userspace;
-use wirevip::tunnel::{Device, HostError, HostNet, LinkBackend, LinkError, LinkPlan, Step};
+use wirevip::tunnel::{Backend, Device, HostError, HostNet, LinkBackend, LinkError, LinkPlan, Step};
 
 const OUR_KEY: [u8; 32] = [0x41; 32];
 const HUB_KEY: [u8; 32] = [0x42; 32];
@@ -66,7 +68,7 @@ impl World {
     }
 
     /// Runs this in the pod.
-    fn in_pod(&self, work: impl AsyncFnOnce(Userspace, KernelNet) -> Result<()> + Send) -> Result<()> {
+    fn in_pod(&self, work: impl AsyncFnOnce(SystemLinks, KernelNet) -> Result<()> + Send) -> Result<()> {
         in_namespace(&self.pod, work)
     }
 
@@ -87,12 +89,12 @@ impl Drop for World {
     }
 }
 
-fn in_namespace(pod: &Netns, work: impl AsyncFnOnce(Userspace, KernelNet) -> Result<()> + Send) -> Result<()> {
+fn in_namespace(pod: &Netns, work: impl AsyncFnOnce(SystemLinks, KernelNet) -> Result<()> + Send) -> Result<()> {
     pod.run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let rtnl = Rtnl::open()?;
-            work(Userspace::new(rtnl.clone())?, KernelNet::new(rtnl)).await
+            work(SystemLinks::new(backend(), rtnl.clone())?, KernelNet::new(rtnl)).await
         })
     })
 }
@@ -113,6 +115,13 @@ fn file(key: &[u8; 32]) -> Result<String> {
     Ok(path.display().to_string())
 }
 
+fn backend() -> Backend {
+    match std::env::var("WIREVIP_TEST_BACKEND").as_deref() {
+        Ok("kernel") => Backend::Kernel,
+        _ => Backend::Userspace,
+    }
+}
+
 fn our_plan() -> LinkPlan {
     let mut plan = plan("wg0");
     plan.private_key = SecretKey::new(OUR_KEY);
@@ -131,7 +140,7 @@ fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     Ok(())
 }
 
-async fn handshake(links: &Userspace, plan: &LinkPlan) -> Result<()> {
+async fn handshake(links: &SystemLinks, plan: &LinkPlan) -> Result<()> {
     let wait = async {
         while links.stats(&plan.name).await?.handshake_age.is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -141,14 +150,14 @@ async fn handshake(links: &Userspace, plan: &LinkPlan) -> Result<()> {
     tokio::time::timeout(Duration::from_secs(15), wait).await.context("no handshake")?
 }
 
-async fn up(links: &Userspace, net: &KernelNet, plan: &LinkPlan) -> Result<()> {
+async fn up(links: &SystemLinks, net: &KernelNet, plan: &LinkPlan) -> Result<()> {
     links.create(plan).await?;
     net.attach(plan).await?;
     links.fresh_peer(plan).await?;
     Ok(())
 }
 
-async fn down(links: &Userspace, net: &KernelNet, plan: &LinkPlan) -> Result<()> {
+async fn down(links: &SystemLinks, net: &KernelNet, plan: &LinkPlan) -> Result<()> {
     links.remove(&plan.name).await?;
     net.detach(plan).await?;
     Ok(())
@@ -199,7 +208,8 @@ fn nothing_leaves_before_there_is_a_peer_and_a_handshake_leaves_at_once_when_the
         net.attach(&plan).await?;
         assert!(packets()?, "a link without a peer has spoken");
         links.fresh_peer(&plan).await?;
-        assert!(!packets()?, "no handshake has left");
+        // The kernel's leaves by a work queue.
+        until("a handshake has left", || Ok(!packets()?))?;
         handshake(&links, &plan).await?;
         down(&links, &net, &plan).await
     })
@@ -336,6 +346,8 @@ fn a_name_or_a_port_that_is_taken_is_refused_and_its_holder_left_alone() -> Resu
         assert!(matches!(links.create(&plan).await, Err(LinkError::PortTaken { port: 51820 })));
         drop(holder);
         links.create(&plan).await?;
+        // The kernel holds the port from here on.
+        net.attach(&plan).await?;
         let mut other = plan.clone();
         other.name = TunnelName::new("wg1").context("a name")?;
         assert!(matches!(links.create(&other).await, Err(LinkError::PortTaken { port: 51820 })));
@@ -361,11 +373,11 @@ fn is_helper() -> bool {
     std::env::var_os("WIREVIP_TEST_HELPER").is_some()
 }
 
-fn do_in_helper(work: impl AsyncFnOnce(Userspace, KernelNet) -> Result<()>) -> Result<()> {
+fn do_in_helper(work: impl AsyncFnOnce(SystemLinks, KernelNet) -> Result<()>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let rtnl = Rtnl::open()?;
-        work(Userspace::new(rtnl.clone())?, KernelNet::new(rtnl)).await
+        work(SystemLinks::new(backend(), rtnl.clone())?, KernelNet::new(rtnl)).await
     })
 }
 
@@ -398,7 +410,13 @@ fn what_a_killed_process_left_is_swept_and_nothing_of_anybody_elses() -> Result<
     assert_eq!(hear(&mut output)?, "up");
     child.kill()?;
     child.wait()?;
-    until("the TUN is gone", || Ok(world.pod.sh("ip link show wg0").is_err()))?;
+    let links = match backend() {
+        Backend::Kernel => 2,
+        Backend::Userspace => {
+            until("the TUN is gone", || Ok(world.pod.sh("ip link show wg0").is_err()))?;
+            1
+        }
+    };
     assert!(world.pod.sh("ip rule")?.contains("from 10.99.0.2 lookup"), "nothing was left to sweep");
     world.pod.sh("ip link add ours type veth peer name theirs")?;
     world.pod.sh("ip link add wg9 type bridge")?;
@@ -408,7 +426,7 @@ fn what_a_killed_process_left_is_swept_and_nothing_of_anybody_elses() -> Result<
     world.pod.sh("ip route add 10.2.2.0/24 via 192.0.2.1 table 77")?;
     world.in_pod(async |_, net| {
         let swept = net.sweep().await?;
-        assert_eq!((swept.links, swept.rules), (1, 2), "{swept:?}");
+        assert_eq!((swept.links, swept.rules), (links, 2), "{swept:?}");
         assert_eq!(net.sweep().await?, Default::default());
         Ok(())
     })?;
@@ -433,7 +451,9 @@ fn twenty_links_made_and_removed_leak_neither_descriptors_nor_threads() -> Resul
                 down(&links, &net, &our_plan()).await?;
                 counts.push((count("fd")?, count("task")?));
             }
-            assert_eq!(counts.first(), counts.last());
+            let [first, .., last] = counts.as_slice() else { bail!("no counts") };
+            // A thread that waits for the kernel may come or go; twenty may not.
+            ensure!(last.0 <= first.0 && last.1 <= first.1 + 4, "descriptors and threads: {counts:?}");
             let status = std::fs::read_to_string("/proc/self/status")?;
             say(status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or_default())
         });

@@ -198,10 +198,15 @@ impl ApiServer {
         Ok(&self.embedded()?.server.faults)
     }
 
-    /// Forgets the history, so that a watch from an earlier version gets 410; an error for the real one.
-    pub fn compact(&self) -> Result<()> {
-        self.embedded()?.server.compact();
-        Ok(())
+    /// Forgets the history, so that a watch from an earlier version gets 410. The real one is restarted for it: its
+    /// watch cache remembers nothing from before its start.
+    pub fn compact(&mut self) -> Result<()> {
+        if let Backend::Embedded(embedded) = &self.backend {
+            embedded.server.compact();
+            return Ok(());
+        }
+        self.stop()?;
+        self.resume()
     }
 
     /// An error with the end of its log if a process of it has ended by itself.

@@ -120,28 +120,6 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// The rules of an election's times: election.md C1-C3, S1, S7.
-fn check_times(params: &Params) -> Result<(), String> {
-    let Params { lease, renew_deadline, retry } = *params;
-    let margin = Duration::from_millis(250).max(lease / 20);
-    if lease.is_zero() || renew_deadline.is_zero() || retry.is_zero() {
-        Err("--lease-duration, --renew-deadline and --retry-period must all be longer than 0".to_owned())
-    } else if lease.subsec_nanos() != 0 {
-        Err(format!("--lease-duration is {lease:?}, but a Lease counts whole seconds; give e.g. 5s"))
-    } else if lease.as_secs() > i32::MAX as u64 {
-        Err("--lease-duration is longer than a Lease can say; give e.g. 5s".to_owned())
-    } else if renew_deadline * 5 <= retry * 6 {
-        Err(format!("--renew-deadline ({renew_deadline:?}) must be more than 1.2 times --retry-period ({retry:?})"))
-    } else if retry + renew_deadline + margin >= lease {
-        Err(format!(
-            "--retry-period ({retry:?}) + --renew-deadline ({renew_deadline:?}) + a margin of {margin:?} must be less \
-             than --lease-duration ({lease:?}), or a leader could speak on after another has the Lease"
-        ))
-    } else {
-        Ok(())
-    }
-}
-
 /// Checked arguments: what to do, and how to tell about it.
 #[derive(Debug)]
 pub(super) struct Setup {
@@ -172,7 +150,9 @@ impl Setup {
         } = args;
         let mut wrong = Vec::new();
         let election = Params { lease: lease_duration, renew_deadline, retry: retry_period };
-        wrong.extend(check_times(&election).err());
+        if let Err(why) = election.check() {
+            wrong.push(format!("--lease-duration, --renew-deadline, --retry-period: {why}"));
+        }
         let level = [log_level, rust_log].into_iter().flatten().find(|level| !level.trim().is_empty());
         let log_filter = logs::filter(level.as_deref().unwrap_or("info")).map_err(|why| wrong.push(why)).ok();
         for (flag, name) in [("--secret-name", Some(&secret_name)), ("--namespace", namespace.as_ref())] {
@@ -235,4 +215,108 @@ pub(super) fn start(setup: Setup) -> anyhow::Result<()> {
     let Setup { config, log_format, log_filter } = setup;
     logs::start(log_format, log_filter);
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(crate::daemon::run(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    const POD: [&str; 5] = ["run", "--namespace=w", "--pod-name=w-x", "--pod-uid=u", "--node-name=n"];
+
+    fn config(more: &[&str]) -> Result<RunConfig, Vec<String>> {
+        let Only { args } = Only::try_parse_from(POD.iter().chain(more)).map_err(|error| vec![error.to_string()])?;
+        Setup::check(args, None).map(|setup| setup.config)
+    }
+
+    #[test]
+    fn what_is_not_given_is_as_documented() {
+        let seconds = Duration::from_secs;
+        let expected = RunConfig {
+            namespace: "w".to_owned(),
+            pod_name: "w-x".to_owned(),
+            pod_uid: "u".to_owned(),
+            node_name: "n".to_owned(),
+            secret_name: "wireguard".to_owned(),
+            election: Params { lease: seconds(5), renew_deadline: seconds(3), retry: seconds(1) },
+            control_plane: true,
+            control_plane_port: 6443,
+            service_namespace: None,
+            backend: None,
+            http_addr: ([0, 0, 0, 0], 9586).into(),
+        };
+        assert_eq!(config(&[]), Ok(expected));
+    }
+
+    #[test]
+    fn what_is_given_counts() {
+        let given = [
+            "--lease-duration=15s",
+            "--renew-deadline=10s",
+            "--retry-period=1500ms",
+            "--control-plane=false",
+            "--control-plane-port=443",
+            "--service-namespace=apps",
+            "--backend=userspace",
+            "--http-addr=[::]:80",
+        ];
+        let config = config(&given).unwrap();
+        assert_eq!(config.election.renew_deadline, Duration::from_secs(10));
+        assert_eq!(config.election.retry, Duration::from_millis(1500));
+        assert!(!config.control_plane);
+        assert_eq!((config.control_plane_port, config.backend), (443, Some(Backend::Userspace)));
+        assert_eq!(config.service_namespace.as_deref(), Some("apps"));
+        assert_eq!(config.http_addr.to_string(), "[::]:80");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for flag in [
+            "--lease-duration=4s",
+            "--lease-duration=5500ms",
+            "--renew-deadline=1s",
+            "--retry-period=0s",
+            "--retry-period=1",
+            "--retry-period=1.5s",
+            "--retry-period=-1s",
+            "--retry-period=99999999999s",
+            "--control-plane=yes",
+            "--control-plane-port=0",
+            "--control-plane-port=65536",
+            "--service-namespace=Apps",
+            "--secret-name=",
+            "--backend=magic",
+            "--http-addr=9586",
+            "--log-format=xml",
+            "--log-level=wirevip=loud",
+            "--hold=true",
+        ] {
+            assert!(config(&[flag]).is_err(), "{flag}");
+        }
+    }
+
+    #[test]
+    fn rust_log_counts_where_no_level_is_given() {
+        let filter = |flags: &[&str], rust_log: &str| {
+            let Only { args } = Only::try_parse_from(POD.iter().chain(flags)).unwrap();
+            Setup::check(args, Some(rust_log.to_owned())).map(|setup| setup.log_filter.to_string())
+        };
+        let sorted = |text: String| text.split(',').map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+        for (flags, rust_log, expected) in [
+            (&[][..], "", "warn,wirevip=info"),
+            (&[], "debug", "warn,wirevip=debug"),
+            (&[], "kube=trace,info", "kube=trace,info"),
+            (&["--log-level=debug"], "trace", "warn,wirevip=debug"),
+        ] {
+            let filter = filter(flags, rust_log).unwrap();
+            assert_eq!(sorted(filter), sorted(expected.to_owned()), "{flags:?} {rust_log}");
+        }
+    }
 }

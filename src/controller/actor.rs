@@ -70,6 +70,8 @@ pub struct Actor<L, H, F> {
     takeover: Takeover,
     /// Bytes received and sent by links that are gone.
     past_traffic: (u64, u64),
+    /// Packets held back by fences that are gone, and by the present one.
+    fenced: (u64, u64),
 }
 
 /// When the steps of the present takeover were taken.
@@ -105,6 +107,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             outputs,
             takeover: Takeover::default(),
             past_traffic: (0, 0),
+            fenced: (0, 0),
         }
     }
 
@@ -179,6 +182,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         tokio::select! {
             biased;
             _ = self.leadership.changed() => {}
+            _ = self.standing.changed() => {}
             _ = stop.changed() => {}
             _ = settings.changed() => self.take_inputs(),
             _ = endpoint.changed() => self.take_inputs(),
@@ -233,7 +237,11 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
                 }
             }
             Step::CloseFence => self.firewall.commit(&fence::close(&name))?,
-            Step::RemoveFence => self.firewall.commit(&fence::remove(&name))?,
+            Step::RemoveFence => {
+                self.count_fenced();
+                self.firewall.commit(&fence::remove(&name))?;
+                self.fenced = (self.fenced.0 + self.fenced.1, 0);
+            }
             Step::CreateLink(plan) => self.link.create(plan).await?,
             Step::AttachLink(plan) => {
                 self.net.attach(plan).await?;
@@ -283,7 +291,14 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         Ok(())
     }
 
+    fn count_fenced(&mut self) {
+        if let Ok(packets) = fence::dropped(&mut self.firewall, &self.controller.settings().name) {
+            self.fenced.1 = packets;
+        }
+    }
+
     async fn audit(&mut self, plan: &LinkPlan) -> anyhow::Result<Drift> {
+        self.count_fenced();
         let missing = match self.net.drift(plan).await {
             Ok(missing) => missing,
             Err(crate::tunnel::HostError::LinkLost { .. }) => return Ok(Drift { link: true, ..Drift::default() }),
@@ -345,6 +360,9 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             traffic: (self.past_traffic.0 + received, self.past_traffic.1 + sent),
             forwards: self.controller.applied().cloned(),
             failure: self.controller.failure().map(str::to_owned),
+            standing: self.standing.borrow().clone(),
+            fenced_packets: self.fenced.0 + self.fenced.1,
+            foreign_packets: 0,
         };
         self.outputs.snapshot.send_replace(snapshot);
         let unheard = self.controller.unheard_for(now).unwrap_or_default();

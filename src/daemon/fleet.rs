@@ -65,9 +65,10 @@ struct Member {
     settings: watch::Sender<Arc<Tunnel>>,
     forwards: watch::Sender<Option<Arc<Forwards>>>,
     stop: watch::Sender<bool>,
+    snapshot: watch::Receiver<Snapshot>,
     actor: JoinHandle<()>,
-    /// Resolver and herald's ear; they end when the actor's channels do.
-    _aides: JoinSet<()>,
+    /// Ends with the member.
+    _resolver: JoinSet<()>,
 }
 
 impl Fleet {
@@ -76,7 +77,7 @@ impl Fleet {
         let client = &parts.connection.client;
         let secret = crate::secret::watch::spawn(client.clone(), &parts.config.namespace, &parts.config.secret_name);
         let (services, watches) = services::watch::spawn(client, parts.config.service_namespace.as_deref());
-        let herald = Herald::new(&parts);
+        let herald = Herald::new(&parts, services.clone());
         Ok(Self {
             parts,
             secret,
@@ -100,7 +101,8 @@ impl Fleet {
             }
         }
         for (_, member) in std::mem::take(&mut self.members) {
-            self.dismiss(member);
+            // Its entries stay: the successor's are the same.
+            self.dismiss(member, std::future::ready(()));
         }
         join_all(self.leaving).await;
     }
@@ -127,7 +129,8 @@ impl Fleet {
             if let Some(member) = self.members.remove(name) {
                 self.parts.board.remove(name);
                 tracing::info!(tunnel = %name, "left the Secret; taking it down");
-                self.dismiss(member);
+                let retired = self.herald.retire(name, &member.snapshot.borrow());
+                self.dismiss(member, retired);
             }
         }
         let names: Vec<_> = self.settings.tunnels().map(|tunnel| tunnel.name.clone()).collect();
@@ -152,13 +155,13 @@ impl Fleet {
         self.translate();
     }
 
-    fn publish_faults(&self) {
+    fn publish_faults(&mut self) {
         let mut faults = FaultsByTunnel::new();
         for fault in self.settings.faults() {
             faults.entry(fault.tunnel.clone().unwrap_or_default()).or_default().push(fault.clone());
         }
-        self.herald.faults(&faults);
-        self.parts.board.set_faults(faults);
+        self.parts.board.set_faults(faults.clone());
+        self.herald.faults(faults);
         self.parts.metrics.set_config_valid(self.settings.valid());
     }
 
@@ -197,7 +200,7 @@ impl Fleet {
                 });
             }
         }
-        self.herald.translated(&inputs, translation);
+        self.herald.translated(inputs, translation, views.first().map(|view| view.name.clone()));
     }
 
     fn enlist(&mut self, tunnel: Tunnel) {
@@ -215,8 +218,8 @@ impl Fleet {
         let (stop, stop_rx) = watch::channel(false);
         let (snapshot, snapshot_rx) = watch::channel(Snapshot::standby(Arc::clone(&tunnel)));
         self.parts.board.add(name.clone(), snapshot_rx.clone());
-        let mut aides = JoinSet::new();
-        aides.spawn(hub::follow(self.parts.nic.clone(), settings_rx.clone(), unheard_rx, endpoint));
+        let mut resolver = JoinSet::new();
+        resolver.spawn(hub::follow(self.parts.nic.clone(), settings_rx.clone(), unheard_rx, endpoint));
         let inputs = ActorInputs {
             settings: settings_rx,
             forwards: forwards_rx,
@@ -241,7 +244,7 @@ impl Fleet {
                 return;
             }
         };
-        self.herald.listen(&mut aides, &name, snapshot_rx, campaign.standing());
+        let ear = self.herald.listen(&name, snapshot_rx.clone());
         let controller = Controller::new(slot, parts.nic.borrow().clone(), tunnel);
         let kernel = (Arc::clone(&parts.links), Arc::clone(&parts.net), firewall);
         let actor = Actor::new(controller, kernel, parts.clock.clone(), campaign, inputs, outputs);
@@ -250,19 +253,21 @@ impl Fleet {
             let name = name.clone();
             async move {
                 join_all(predecessors).await;
-                actor.run(|| board.beat(&name)).await;
+                tokio::join!(actor.run(|| board.beat(&name)), ear);
             }
         });
-        self.members.insert(name, Member { slot, settings, forwards, stop, actor, _aides: aides });
+        self.members
+            .insert(name, Member { slot, settings, forwards, stop, snapshot: snapshot_rx, actor, _resolver: resolver });
     }
 
-    fn dismiss(&mut self, member: Member) {
-        let Member { slot: _, settings, forwards, stop, actor, _aides } = member;
-        stop.send_replace(true);
+    /// Ends a member once `ready`; whoever is enlisted next waits for it.
+    fn dismiss(&mut self, member: Member, ready: impl Future<Output = ()> + Send + 'static) {
         self.leaving.push(tokio::spawn(async move {
-            // The actor's inputs stay as they are until it has ended.
-            let _ = actor.await;
-            drop((settings, forwards, _aides));
+            ready.await;
+            member.stop.send_replace(true);
+            if let Err(panicked) = member.actor.await {
+                tracing::error!(%panicked, "an actor did not end by itself");
+            }
         }));
     }
 

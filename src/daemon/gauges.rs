@@ -25,6 +25,10 @@ pub(super) fn renderer(
                     .forwards
                     .as_ref()
                     .map(|forwards| forwards.values().map(|forward| forward.backends.len()).sum());
+                tunnel.lease_transitions =
+                    snapshot.standing.transitions.and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+                tunnel.clock_skew = snapshot.standing.clock_skew.map(|skew| skew.as_secs_f64());
+                tunnel.fence_dropped_packets = snapshot.fenced_packets;
                 tunnel.traffic(snapshot.traffic.0, snapshot.traffic.1);
             });
         }

@@ -1,64 +1,269 @@
-//! Tells what happens: each notice as one log line and one Event on the object it concerns.
+//! Tells what happens: each notice as one log line and one Event on the object it concerns, and `status.loadBalancer`.
+//!
+//! What concerns a Service is told by the pod that leads the tunnel, else every pod would say the same.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 
 use super::fleet::Parts;
 use crate::clock::Clock;
-use crate::election::campaign::Standing;
 use crate::secret::TunnelName;
 use crate::secret::watch::SecretState;
-use crate::services::Translation;
 use crate::services::watch::Inputs;
+use crate::services::{ObjectName, Owner, Translation};
+use crate::status::events::{ApiEventStore, Events, Reason, Regarding, Reporter};
+use crate::status::ingress::{Publication, Role};
+use crate::status::publish::{ApiStatusStore, Publisher};
 use crate::status::{FaultsByTunnel, Narrator, Notice, Snapshot, no_handshake_causes, told};
 
+/// How long a tunnel that leaves the Secret waits for its entries to be gone from the Services.
+const RETIRE_WITHIN: Duration = Duration::from_secs(2);
+
+/// See the module's text.
 pub(super) struct Herald {
     clock: Arc<dyn Clock>,
+    events: Events,
+    publisher: Publisher,
+    news: watch::Sender<Arc<News>>,
+    secret_uid: Option<String>,
+    faults: FaultsByTunnel,
+}
+
+/// The Services as last translated.
+#[derive(Default)]
+struct News {
+    inputs: Arc<Inputs>,
+    translation: Translation,
+    first_tunnel: Option<TunnelName>,
+}
+
+impl News {
+    fn regarding(&self, name: &ObjectName) -> Regarding {
+        let uid = self.inputs.services().iter().find(|service| service.name == *name).map(|found| found.uid.clone());
+        Regarding::Service { name: name.clone(), uid: uid.unwrap_or_default() }
+    }
 }
 
 impl Herald {
-    pub(super) fn new(parts: &Parts) -> Self {
-        Self { clock: parts.clock.clone() }
+    pub(super) fn new(parts: &Parts, services: watch::Receiver<Arc<Inputs>>) -> Self {
+        let reporter = Reporter {
+            namespace: parts.config.namespace.clone(),
+            pod_name: parts.config.pod_name.clone(),
+            pod_uid: parts.config.pod_uid.clone(),
+            secret_name: parts.config.secret_name.clone(),
+        };
+        let client = &parts.connection.client;
+        let clock: Arc<dyn Clock> = parts.clock.clone();
+        Self {
+            events: Events::spawn(ApiEventStore(client.clone()), reporter, Arc::clone(&clock), parts.metrics.clone()),
+            publisher: Publisher::spawn(ApiStatusStore(client.clone()), services),
+            clock,
+            news: watch::channel(Arc::default()).0,
+            secret_uid: None,
+            faults: FaultsByTunnel::new(),
+        }
     }
 
-    pub(super) fn secret(&self, _state: &SecretState) {}
+    /// The Secret changed; its uid makes `kubectl describe` show the Events.
+    pub(super) fn secret(&mut self, state: &SecretState) {
+        match state {
+            SecretState::Data { uid, .. } | SecretState::NoKey { uid, .. } => self.secret_uid = Some(uid.clone()),
+            SecretState::Missing if self.secret_uid.is_some() => {
+                tracing::warn!("the Secret is gone; every tunnel keeps its last good settings");
+                self.tell_secret("the Secret was deleted; every tunnel keeps its last good settings".to_owned());
+            }
+            SecretState::Missing => tracing::warn!("the Secret does not exist yet; waiting for it"),
+            SecretState::NotYet => {}
+        }
+    }
 
-    pub(super) fn faults(&self, faults: &FaultsByTunnel) {
-        for (tunnel, faults) in faults {
-            for fault in faults {
-                tracing::warn!(tunnel, fault = told(fault), "the Secret has a fault");
+    /// The faults of the newest document. Each is told when it is new.
+    pub(super) fn faults(&mut self, faults: FaultsByTunnel) {
+        for (tunnel, found) in &faults {
+            let known = self.faults.get(tunnel);
+            for fault in found.iter().filter(|fault| !known.is_some_and(|known| known.contains(fault))) {
+                let told = told(fault);
+                tracing::warn!(tunnel, fault = told, "the Secret has a fault");
+                self.tell_secret(if tunnel.is_empty() { told } else { format!("tunnel {tunnel}: {told}") });
+            }
+        }
+        self.faults = faults;
+    }
+
+    fn tell_secret(&self, note: String) {
+        let regarding = Regarding::Secret { uid: self.secret_uid.clone() };
+        self.events.tell(regarding, Reason::InvalidConfiguration, note);
+    }
+
+    /// The Services were translated anew.
+    pub(super) fn translated(&self, inputs: Arc<Inputs>, translation: Translation, first_tunnel: Option<TunnelName>) {
+        self.news.send_replace(Arc::new(News { inputs, translation, first_tunnel }));
+    }
+
+    /// Follows one tunnel until its actor has ended.
+    pub(super) fn listen(
+        &self,
+        name: &TunnelName,
+        mut snapshot: watch::Receiver<Snapshot>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let mut ear = Ear {
+            name: name.clone(),
+            events: self.events.clone(),
+            publisher: self.publisher.clone(),
+            narrator: Narrator::default(),
+            told: BTreeSet::new(),
+        };
+        let (clock, mut news) = (Arc::clone(&self.clock), self.news.subscribe());
+        async move {
+            loop {
+                let ended = tokio::select! {
+                    changed = snapshot.changed() => changed.is_err(),
+                    changed = news.changed() => changed.is_err(),
+                };
+                if ended {
+                    return ear.publisher.remove(&ear.name);
+                }
+                let (seen, known) = (snapshot.borrow_and_update().clone(), Arc::clone(&news.borrow_and_update()));
+                for notice in ear.narrator.tell(&seen, clock.now()) {
+                    ear.tell(&notice, &seen);
+                }
+                ear.publish(&seen, &known, seen.leads(clock.now()));
             }
         }
     }
 
-    pub(super) fn translated(&self, _inputs: &Inputs, _translation: Translation) {}
-
-    pub(super) fn listen(
-        &self,
-        aides: &mut JoinSet<()>,
-        name: &TunnelName,
-        mut snapshot: watch::Receiver<Snapshot>,
-        _standing: watch::Receiver<Standing>,
-    ) {
-        let (clock, name) = (Arc::clone(&self.clock), name.clone());
-        aides.spawn(async move {
-            let mut narrator = Narrator::default();
-            while snapshot.changed().await.is_ok() {
-                let seen = snapshot.borrow_and_update().clone();
-                for notice in narrator.tell(&seen, clock.now()) {
-                    match notice {
-                        Notice::Up => tracing::info!(tunnel = %name, vip = %seen.settings.vip, "tunnel up"),
-                        Notice::Down => tracing::info!(tunnel = %name, "tunnel down"),
-                        Notice::NoHandshake => {
-                            tracing::warn!(tunnel = %name, "{}", no_handshake_causes(&seen.settings));
-                        }
-                        Notice::FenceClosed => tracing::warn!(tunnel = %name, "fence closed"),
-                        Notice::Failing(why) => tracing::warn!(tunnel = %name, why, "failing"),
-                    }
-                }
+    /// A tunnel leaves the Secret: the entries that it led go before its Lease does.
+    pub(super) fn retire(&self, name: &TunnelName, last: &Snapshot) -> impl Future<Output = ()> + Send + use<> {
+        let (publisher, name) = (self.publisher.clone(), name.clone());
+        let leads = last.leads(self.clock.now());
+        let publication = Publication {
+            role: if leads { Role::Serving } else { Role::Standby },
+            vip: last.settings.vip,
+            public_address: last.settings.public_address.clone(),
+            services: BTreeSet::new(),
+        };
+        async move {
+            publisher.set(&name, publication);
+            if leads && tokio::time::timeout(RETIRE_WITHIN, publisher.settled(&name)).await.is_err() {
+                tracing::warn!(tunnel = %name, "its entries in Services' status could not be removed in time");
             }
-        });
+        }
+    }
+}
+
+/// What one tunnel's listener remembers.
+struct Ear {
+    name: TunnelName,
+    events: Events,
+    publisher: Publisher,
+    narrator: Narrator,
+    /// What was told of Services, while it lasts.
+    told: BTreeSet<(ObjectName, Reason, String)>,
+}
+
+impl Ear {
+    fn tell(&self, notice: &Notice, seen: &Snapshot) {
+        let (name, vip, endpoint) = (&self.name, seen.settings.vip, &seen.settings.endpoint);
+        let (reason, note) = match notice {
+            Notice::Up => {
+                tracing::info!(tunnel = %name, %vip, %endpoint, "tunnel up");
+                (Reason::TunnelUp, format!("tunnel {name} is up: {vip} by the hub at {endpoint}"))
+            }
+            Notice::Down => {
+                tracing::info!(tunnel = %name, %vip, "tunnel down");
+                (Reason::TunnelDown, format!("tunnel {name} is down in this pod"))
+            }
+            Notice::NoHandshake => {
+                let causes = no_handshake_causes(&seen.settings);
+                tracing::warn!(tunnel = %name, "{causes}");
+                (Reason::NoHandshake, format!("tunnel {name}: {causes}"))
+            }
+            Notice::FenceClosed => {
+                let note =
+                    "the tenure ended without a renewal, so the kernel closed the fence; is the API server slow?";
+                tracing::warn!(tunnel = %name, "{note}");
+                (Reason::FenceClosed, format!("tunnel {name}: {note}"))
+            }
+            Notice::ClockSkew(seconds) => {
+                let note = format!(
+                    "this node's clock is {seconds:.1} s off the Lease holder's; a hub refuses handshakes that are older \
+                     than the last it saw, so check time synchronisation on the nodes"
+                );
+                tracing::warn!(tunnel = %name, "{note}");
+                (Reason::ClockSkew, format!("tunnel {name}: {note}"))
+            }
+            Notice::SecondSpeaker(packets) => {
+                let note = format!(
+                    "the hub sent {packets} packets of sessions that are not ours: another program uses this tunnel's \
+                     key (is kube-vip still running?); stop it, or give each its own key"
+                );
+                tracing::warn!(tunnel = %name, "{note}");
+                (Reason::SecondSpeaker, format!("tunnel {name}: {note}"))
+            }
+            Notice::Failing(why) => {
+                tracing::warn!(tunnel = %name, why, "trying again");
+                (Reason::TunnelDown, format!("tunnel {name}: {why}"))
+            }
+        };
+        self.events.tell(Regarding::Pod, reason, note);
+    }
+
+    fn publish(&mut self, seen: &Snapshot, news: &News, leads: bool) {
+        let published = &news.translation.published;
+        let services: BTreeSet<_> = published
+            .iter()
+            .filter(|(_, tunnels)| tunnels.contains(&self.name))
+            .map(|(name, _)| name.clone())
+            .collect();
+        let role = match (leads, seen.serves) {
+            (false, _) => Role::Standby,
+            (true, false) => Role::Rising,
+            (true, true) => Role::Serving,
+        };
+        if leads {
+            self.tell_services(news, &services, role);
+        } else {
+            self.told.clear();
+        }
+        let (vip, public_address) = (seen.settings.vip, seen.settings.public_address.clone());
+        self.publisher.set(&self.name, Publication { role, vip, public_address, services });
+    }
+
+    fn tell_services(&mut self, news: &News, services: &BTreeSet<ObjectName>, role: Role) {
+        let (name, translation) = (&self.name, &news.translation);
+        let mut now = BTreeSet::new();
+        for conflict in translation.conflicts.iter().filter(|conflict| conflict.tunnel == *name) {
+            let note = format!(
+                "port {} of tunnel {name} belongs to {}, which is older; choose another port or tunnel",
+                conflict.port, conflict.winner
+            );
+            now.insert((conflict.loser.clone(), Reason::PortConflict, note));
+        }
+        for empty in translation.no_backends.iter().filter(|empty| empty.tunnel == *name) {
+            if let Owner::Service { namespace, name: service } = &empty.owner {
+                let note = format!("no endpoint is ready for port {}; clients are refused until one is", empty.port);
+                now.insert((ObjectName::new(namespace, service), Reason::NoBackends, note));
+            }
+        }
+        // A fault belongs to no tunnel; the leader of the first one tells it.
+        if news.first_tunnel.as_ref() == Some(name) {
+            for (service, fault) in &translation.faults {
+                now.insert((service.clone(), Reason::InvalidConfiguration, fault.to_string()));
+            }
+        }
+        if role == Role::Serving {
+            now.extend(
+                services
+                    .iter()
+                    .map(|service| (service.clone(), Reason::Forwarded, format!("forwarded from tunnel {name}"))),
+            );
+        }
+        for (service, reason, note) in now.difference(&self.told) {
+            self.events.tell(news.regarding(service), *reason, note.clone());
+        }
+        self.told = now;
     }
 }

@@ -161,3 +161,59 @@ pub(super) fn forget(channel: &mut Channel, what: &Forget) -> Result<usize, Fire
     }
     Ok(gone)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::services::VipPort;
+
+    const VIP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
+    const DST_NAT: u32 = 1 << 5;
+
+    fn at(host: [u8; 4], port: u16) -> SocketAddrV4 {
+        SocketAddrV4::new(host.into(), port)
+    }
+
+    fn entry(protocol: u8, mark: u32, status: u32) -> Entry {
+        let (client, backend, pod) = (at([192, 0, 2, 1], 999), at([10, 0, 0, 2], 5353), at([10, 0, 0, 9], 999));
+        let original = Side { from: client, to: SocketAddrV4::new(VIP, 53) };
+        Entry { protocol, original, reply: Side { from: backend, to: pod }, status, mark }
+    }
+
+    #[test]
+    fn only_udp_flows_of_that_vip_port_and_backend_are_forgotten() {
+        let flow =
+            |vip, protocol, port, backend| Forget::Flows(vec![Flow { vip, port: VipPort { protocol, port }, backend }]);
+        let (backend, udp) = (at([10, 0, 0, 2], 5353), entry(17, 0x1_0000, DST_NAT));
+        assert!(flow(VIP, Protocol::Udp, 53, backend).matches(&udp));
+        for other in [
+            flow(Ipv4Addr::new(10, 1, 0, 2), Protocol::Udp, 53, backend),
+            flow(VIP, Protocol::Udp, 54, backend),
+            flow(VIP, Protocol::Tcp, 53, backend),
+            flow(VIP, Protocol::Udp, 53, at([10, 0, 0, 2], 53)),
+            flow(VIP, Protocol::Udp, 53, at([10, 0, 0, 3], 5353)),
+            Forget::Flows(Vec::new()),
+        ] {
+            assert!(!other.matches(&udp), "{other:?}");
+        }
+        assert!(!flow(VIP, Protocol::Udp, 53, backend).matches(&entry(6, 0x1_0000, DST_NAT)), "TCP is never cut");
+    }
+
+    #[test]
+    fn marks_tell_tunnels_apart_and_bits_of_others_do_not_matter() {
+        let one = Forget::Tunnel(Slot::new(1).unwrap());
+        assert!(one.matches(&entry(6, 0xab01_cdef, 0)));
+        assert!(!one.matches(&entry(6, 0xab02_cdef, 0)));
+        assert!(Forget::Everything.matches(&entry(6, 0xab02_cdef, 0)));
+        assert!(!Forget::Everything.matches(&entry(6, 0xff00_ffff, 0)), "not ours");
+    }
+
+    #[test]
+    fn untranslated_flows_are_those_to_the_vip_that_go_nowhere_and_are_no_ping() {
+        let what = Forget::Untranslated(VIP);
+        assert!(what.matches(&entry(17, 0, 0)));
+        assert!(!what.matches(&entry(17, 0, DST_NAT)));
+        assert!(!what.matches(&entry(1, 0, 0)));
+        assert!(!Forget::Untranslated(Ipv4Addr::LOCALHOST).matches(&entry(17, 0, 0)));
+    }
+}

@@ -154,6 +154,12 @@ fn new_set(table: &str, set: &Set) -> NfTablesMessage {
         SetAttribute::KeyLen(length_of(&set.key)),
         SetAttribute::Id(1),
     ];
+    if set.key == [Datatype::Number] {
+        // For nft's listing alone: `NFTNL_UDATA_SET_KEYBYTEORDER`, four bytes, host order. Else slot 1 reads 0x1000000.
+        let mut order = vec![0, 4];
+        order.extend(1u32.to_ne_bytes());
+        attributes.push(SetAttribute::UserData(order));
+    }
     match &set.value {
         SetValue::Nothing => {}
         SetValue::Verdict => {
@@ -405,4 +411,51 @@ fn text(kind: u16, value: &str) -> DefaultNla {
     let mut bytes = value.as_bytes().to_vec();
     bytes.push(0);
     DefaultNla::new(kind, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::Emitable;
+
+    use super::*;
+
+    fn filled(count: u32) -> Table {
+        let value = ElementValue::Verdict(Verdict::Goto("a-chain-with-a-rather-long-name".to_owned()));
+        let element = |key: u32| Element { key: key.to_ne_bytes().to_vec(), value: Some(value.clone()), timeout: None };
+        let (key, elements) = (vec![Datatype::Number], (0..count).map(element).collect());
+        let set = Set { name: "numbers".to_owned(), key, value: SetValue::Verdict, timeout: None, elements };
+        Table { name: "wirevip_wg0".to_owned(), sets: vec![set], ..Table::default() }
+    }
+
+    #[test]
+    fn no_message_outgrows_what_an_attributes_length_can_say() {
+        let messages = messages(&Transaction::replace(filled(10_000)));
+        assert!(messages.len() > 10, "not split");
+        for message in &messages {
+            assert!(message.body.buffer_len() < usize::from(u16::MAX), "{}", message.about);
+        }
+    }
+
+    #[test]
+    fn an_absent_table_is_replaced_and_deleted_without_an_error() {
+        let kinds = |transaction| -> Vec<&'static str> {
+            messages(&transaction)
+                .iter()
+                .map(|message| match message.body {
+                    NfTablesMessage::NewTable(_) => "new",
+                    NfTablesMessage::DeleteTable(_) => "delete",
+                    _ => "other",
+                })
+                .collect()
+        };
+        assert_eq!(kinds(Transaction::replace(Table::default())), ["new", "delete", "new"]);
+        assert_eq!(kinds(Transaction::delete("wirevip_wg0")), ["new", "delete"]);
+    }
+
+    #[test]
+    fn keys_of_several_parts_are_padded_and_keys_of_one_are_not() {
+        assert_eq!(length_of(&[Datatype::Port]), 2);
+        assert_eq!(length_of(&[Datatype::Protocol, Datatype::Port]), 8);
+        assert_eq!(type_of(&[Datatype::Protocol, Datatype::Port]), 12 << 6 | 13);
+    }
 }

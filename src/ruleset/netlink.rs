@@ -299,3 +299,39 @@ fn refusal(step: String, answer: &Answer) -> FirewallError {
         _ => FirewallError::Refused { step, detail, source },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn answer(errno: i32, words: Option<&str>) -> Answer {
+        Answer { errno, words: words.map(str::to_owned) }
+    }
+
+    #[test]
+    fn errors_say_what_to_do() {
+        let adding = |errno| refusal("adding rule 3 to chain x of table y".to_owned(), &answer(errno, Some("why\0")));
+        assert!(adding(1).to_string().contains("capability NET_ADMIN"));
+        assert!(adding(2).to_string().contains("load nf_tables"));
+        assert!(adding(95).to_string().contains("load nf_tables"));
+        let other = adding(16).to_string();
+        assert!(other.starts_with("adding rule 3 to chain x of table y: the kernel refused it: why;"), "{other}");
+    }
+
+    #[test]
+    fn what_is_not_there_is_no_error_where_it_was_only_asked_for() {
+        assert_eq!(acknowledged(&answer(2, None), "asking").unwrap(), None);
+        assert_eq!(acknowledged(&answer(0, None), "asking").unwrap(), Some(()));
+        assert!(acknowledged(&answer(22, None), "asking").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn junk_is_an_error_and_never_a_hang(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = frames(&bytes).count();
+            let _ = attributes(&bytes).count();
+        }
+    }
+}

@@ -29,3 +29,67 @@ fn mix(value: u64) -> u64 {
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::services::Protocol;
+
+    const PORT: VipPort = VipPort { protocol: Protocol::Tcp, port: 443 };
+
+    fn backends(hosts: &[u8]) -> Vec<SocketAddrV4> {
+        hosts.iter().map(|host| SocketAddrV4::new([10, 0, 0, *host].into(), 8443)).collect()
+    }
+
+    #[test]
+    fn slots_are_the_same_in_every_version() {
+        let hosts: Vec<u8> =
+            slots(PORT, &backends(&[1, 2, 3])).iter().take(16).map(|slot| slot.ip().octets()[3]).collect();
+        assert_eq!(
+            hosts,
+            [3, 2, 1, 2, 1, 1, 3, 1, 3, 1, 2, 3, 1, 1, 2, 2],
+            "a successor of another version would send clients elsewhere"
+        );
+    }
+
+    #[test]
+    fn no_backends_give_no_slots() {
+        assert!(slots(PORT, &[]).is_empty());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        #[test]
+        fn a_backend_that_goes_moves_its_own_slots_alone(
+            hosts in proptest::collection::btree_set(any::<u8>(), 2..20),
+            gone in any::<proptest::sample::Index>(),
+        ) {
+            let hosts: Vec<u8> = hosts.into_iter().collect();
+            let all = backends(&hosts);
+            let gone = all[gone.index(all.len())];
+            let left: Vec<SocketAddrV4> = all.iter().copied().filter(|backend| *backend != gone).collect();
+            for (before, after) in slots(PORT, &all).into_iter().zip(slots(PORT, &left)) {
+                prop_assert!(before == gone || before == after);
+                prop_assert!(after != gone);
+            }
+        }
+
+        #[test]
+        fn shares_are_roughly_even_and_order_does_not_matter(port in 1u16.., count in 1u8..9) {
+            let port = VipPort { protocol: Protocol::Udp, port };
+            let mut all = backends(&(1..=count).collect::<Vec<u8>>());
+            let chosen = slots(port, &all);
+            prop_assert_eq!(chosen.len(), SLOTS as usize);
+            for backend in &all {
+                let share = chosen.iter().filter(|slot| *slot == backend).count();
+                let even = SLOTS as usize / usize::from(count);
+                prop_assert!((even / 3..=even * 2).contains(&share), "{} of {}", share, even);
+            }
+            all.reverse();
+            prop_assert_eq!(chosen, slots(port, &all));
+        }
+    }
+}

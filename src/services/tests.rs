@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::objects::Slim;
+use super::objects::{ServicePort, Slim};
 use super::*;
 
 const SETTINGS: Settings = Settings { control_plane: true, control_plane_port: 6443, unsound_tunnels: 0 };

@@ -58,7 +58,7 @@ fn default(object: &mut Map<String, Value>, key: &str, value: impl Into<Value>) 
     }
 }
 
-fn each_map<'a>(list: Option<&'a mut Value>) -> impl Iterator<Item = &'a mut Map<String, Value>> {
+fn each_map(list: Option<&mut Value>) -> impl Iterator<Item = &mut Map<String, Value>> {
     list.and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut)
 }
 
@@ -76,8 +76,15 @@ fn defaults(resource: Resource, object: &mut Value) {
         }
         Resource::Lease => default(top, "spec", json!({})),
         Resource::EndpointSlice => {
-            default(top, "endpoints", json!([]));
-            default(top, "ports", json!([]));
+            // Go tells an empty list of a required field as null, once it was stored.
+            for list in ["endpoints", "ports"] {
+                if top.get(list).and_then(Value::as_array).is_none_or(Vec::is_empty) {
+                    top.insert(list.into(), Value::Null);
+                }
+            }
+            for endpoint in each_map(top.get_mut("endpoints")) {
+                default(endpoint, "conditions", json!({}));
+            }
             for port in each_map(top.get_mut("ports")) {
                 default(port, "name", "");
                 default(port, "protocol", "TCP");
@@ -298,9 +305,11 @@ fn service(new: &Value, old: Option<&Value>, faults: &mut Vec<String>) {
         if ports.len() > 1 && port["name"].as_str().unwrap_or_default().is_empty() {
             faults.push(format!("{path}.name: Required value"));
         }
-        if !port["port"].as_i64().is_some_and(|number| (1..=65535).contains(&number)) {
-            faults
-                .push(format!("{path}.port: Invalid value: {}: must be between 1 and 65535, inclusive", port["port"]));
+        for key in ["port", "targetPort"] {
+            let number = &port[key];
+            if !number.is_string() && !number.as_i64().is_some_and(|number| (1..=65535).contains(&number)) {
+                faults.push(format!("{path}.{key}: Invalid value: {number}: must be between 1 and 65535, inclusive"));
+            }
         }
         let same = |other: &&Value| other["port"] == port["port"] && other["protocol"] == port["protocol"];
         if ports[..at].iter().any(|other| same(&other)) {

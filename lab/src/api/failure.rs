@@ -57,6 +57,13 @@ impl Failure {
         Self::new(422, "Invalid", message).about(resource, name)
     }
 
+    /// A PUT without a version, of a kind whose writers must name one. The real one words it unlike all other faults.
+    pub fn unversioned(resource: Resource, name: &str) -> Self {
+        let fault = "metadata.resourceVersion: Invalid value: 0: must be specified for an update";
+        let message = format!("{} \"{name}\" is invalid: {fault}", resource.qualified());
+        Self::new(422, "Invalid", message).about(resource, name)
+    }
+
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(400, "BadRequest", message)
     }

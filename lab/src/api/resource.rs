@@ -91,6 +91,11 @@ impl Resource {
         })
     }
 
+    /// Whether there is any kind in this group and version.
+    pub fn has_group(group: &str, version: &str) -> bool {
+        Self::ALL.iter().any(|resource| resource.place().group == group && resource.place().version == version)
+    }
+
     /// The kind that an object says it is.
     pub fn of(object: &Value) -> Option<Self> {
         Self::ALL.into_iter().find(|resource| {
@@ -113,6 +118,10 @@ impl Resource {
     /// `Lease.coordination.k8s.io`; `Secret`.
     pub fn qualified_kind(self) -> String {
         let Place { group, kind, .. } = self.place();
+        // Events are one kind in two groups, kept in the core one's shape: that shines through.
+        if self == Self::Event {
+            return (*kind).into();
+        }
         if group.is_empty() { (*kind).into() } else { format!("{kind}.{group}") }
     }
 

@@ -56,6 +56,9 @@ impl Ask {
             [plural, name, subresource, rest @ ..] => (*plural, *name, *subresource, rest.join("/")),
             [] => return Ok(None),
         };
+        if !Resource::has_group(group, version) {
+            return Ok(None);
+        }
         let resource = Resource::at(group, version, plural).ok_or_else(Failure::no_such_path)?;
         let has = match subresource {
             "" => true,
@@ -178,9 +181,11 @@ mod tests {
 
     #[test]
     fn what_does_not_exist_is_not_found() {
-        for path in
-            ["/api/v1/namespaces/n/leases/l", "/apis/apps/v1/deployments", "/api/v1/namespaces/n/secrets/s/status"]
-        {
+        for path in [
+            "/api/v1/namespaces/n/leases/l",
+            "/apis/discovery.k8s.io/v1/endpoints",
+            "/api/v1/namespaces/n/secrets/s/status",
+        ] {
             assert_eq!(Ask::read("GET", path, "").unwrap_err().code, 404, "{path}");
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::body::{Body, to_bytes};
-use axum::http::{HeaderMap, Method, Request as HttpRequest, Response, Uri, header};
+use axum::http::{HeaderMap, Method, Request as HttpRequest, Response, StatusCode, Uri, header};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -158,7 +158,14 @@ fn plain(who: &Who, method: &Method, uri: &Uri) -> Result<Response<Body>, Failur
         let message = format!("forbidden: User \"{user}\" cannot {verb} path \"{path}\"");
         return Err(Failure::new(403, "Forbidden", message));
     }
-    discovery::answer(path).map(|found| json_response(200, &found)).ok_or_else(Failure::no_such_path)
+    Ok(discovery::answer(path).map_or_else(
+        || {
+            let mut response = Response::new(Body::from("404 page not found\n"));
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            response
+        },
+        |found| json_response(200, &found),
+    ))
 }
 
 async fn objects(
@@ -245,14 +252,14 @@ async fn proxy(server: &Arc<Server>, ask: &Ask) -> Result<Response<Body>, Failur
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| unavailable("malformed answer".into()))?;
     let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(502);
     let mut response = Response::new(Body::from(body.to_owned()));
-    *response.status_mut() = axum::http::StatusCode::from_u16(code).unwrap_or_default();
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or_default();
     Ok(response)
 }
 
 /// A JSON answer.
 pub(super) fn json_response(code: u16, body: &Value) -> Response<Body> {
     let mut response = Response::new(Body::from(body.to_string()));
-    *response.status_mut() = axum::http::StatusCode::from_u16(code).unwrap_or_default();
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or_default();
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
     response
 }

@@ -96,11 +96,7 @@ impl Store {
         let mut object = admit(resource, object)?;
         let metadata = &mut object["metadata"];
         if !metadata["resourceVersion"].as_str().unwrap_or_default().is_empty() {
-            return Err(Failure::new(
-                500,
-                "InternalError",
-                "resourceVersion should not be set on objects to be created",
-            ));
+            return Err(Failure::new(500, "", "resourceVersion should not be set on objects to be created"));
         }
         if metadata["name"].is_null()
             && let Some(prefix) = metadata["generateName"].as_str()
@@ -164,16 +160,11 @@ impl Store {
             return self.create_by_replacing(key, new, stamp);
         };
         let (said, uid) = (text(&new["metadata"]["resourceVersion"]), text(&new["metadata"]["uid"]));
-        if said.is_empty() && matches!(key.resource, Resource::Lease) {
-            let fault = "metadata.resourceVersion: Invalid value: 0: must be specified for an update".to_owned();
-            return Err(Failure::invalid(key.resource, &key.name, &[fault]));
+        if said.is_empty() && key.resource == Resource::Lease {
+            return Err(Failure::unversioned(key.resource, &key.name));
         }
         if !uid.is_empty() && uid != text(&old["metadata"]["uid"]) {
-            return Err(Failure::conflict(
-                key.resource,
-                &key.name,
-                &uid_mismatch(&uid, &text(&old["metadata"]["uid"])),
-            ));
+            return Err(Failure::conflict(key.resource, &key.name, &uid_mismatch(key, &uid, &old)));
         }
         if !said.is_empty() && said != text(&old["metadata"]["resourceVersion"]) {
             let why = "the object has been modified; please apply your changes to the latest version and try again";
@@ -205,14 +196,16 @@ impl Store {
         Ok((self.keep(key.clone(), new), false))
     }
 
-    fn create_by_replacing(&mut self, key: &Key, new: Value, stamp: &Stamp) -> Result<(Arc<Value>, bool), Failure> {
+    fn create_by_replacing(&mut self, key: &Key, mut new: Value, stamp: &Stamp) -> Result<(Arc<Value>, bool), Failure> {
         let uid = text(&new["metadata"]["uid"]);
         if !matches!(key.resource, Resource::Lease | Resource::Event) {
             return Err(Failure::not_found(key.resource, &key.name));
         }
         if !uid.is_empty() {
-            return Err(Failure::conflict(key.resource, &key.name, &uid_mismatch(&uid, "")));
+            return Err(Failure::conflict(key.resource, &key.name, &uid_mismatch(key, &uid, &Value::Null)));
         }
+        // Strange, but so: a version alone does not stop a Lease from being made anew, only a uid does.
+        new["metadata"]["resourceVersion"] = "".into();
         Ok((self.create(key.resource, &key.namespace, new, stamp)?, true))
     }
 
@@ -310,8 +303,15 @@ fn forget_balancing(new: &mut Value, old: &Value) {
     }
 }
 
-fn uid_mismatch(wanted: &str, is: &str) -> String {
-    format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {is}")
+/// The words of the real one's storage, which shine through here.
+fn uid_mismatch(key: &Key, wanted: &str, is: &Value) -> String {
+    let (plural, version) = (key.resource.place().plural, text(&is["metadata"]["resourceVersion"]));
+    let path = format!("/registry/{plural}/{}/{}", key.namespace, key.name);
+    let (version, is) = (if version.is_empty() { "0" } else { &version }, text(&is["metadata"]["uid"]));
+    format!(
+        "StorageError: invalid object, Code: 4, Key: {path}, ResourceVersion: {version}, AdditionalErrorMsg: \
+         Precondition failed: UID in precondition: {wanted}, UID in object meta: {is}"
+    )
 }
 
 fn put_or_remove(object: &mut Value, key: &str, value: Option<&Value>) {

@@ -28,6 +28,7 @@ const LONGEST: Duration = Duration::from_secs(30 * 60);
 struct Watch {
     server: Arc<Server>,
     ask: Ask,
+    began: u64,
     from: u64,
     lines: VecDeque<String>,
     ended: bool,
@@ -48,6 +49,7 @@ pub fn start(server: Arc<Server>, ask: Ask) -> Result<Response<Body>, Failure> {
     let lasts = ask.options.timeout.map_or(LONGEST, Duration::from_secs);
     let before_end = lasts.checked_sub(LAST_BOOKMARK).filter(|left| !left.is_zero());
     let mut watch = Watch {
+        began: asked,
         from: asked,
         lines: VecDeque::new(),
         ended: false,
@@ -119,7 +121,8 @@ impl Watch {
                 changed = self.version.changed() => self.ended = changed.is_err(),
                 () = &mut self.bookmark => {
                     self.bookmark = Box::pin(sleep(BOOKMARK));
-                    if self.ask.options.bookmarks {
+                    // Nothing newer than where the client began is nothing to tell.
+                    if self.ask.options.bookmarks && self.from > self.began {
                         return Some(self.bookmark(false));
                     }
                 }

@@ -1,0 +1,129 @@
+//! What `status.loadBalancer.ingress` of a Service should say. Pure.
+//!
+//! What must hold: an entry that is not a tunnel's of ours stays as it is; an entry of a tunnel that another pod leads
+//! stays as it is; merging twice changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::secret::{Host, TunnelName};
+use crate::services::ObjectName;
+use crate::services::objects::{CLASS, Ingress, KUBE_VIP_CLASS, Service};
+
+/// What this pod is to a tunnel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Another leads, or nobody: entries are not ours to touch.
+    Standby,
+    /// We lead, but nothing is proven yet: only entries that should not be there are removed.
+    Rising,
+    /// We lead, the hub answered and the forwards are in the kernel.
+    Serving,
+}
+
+/// What a tunnel says of the Services.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Publication {
+    /// What we are to it.
+    pub role: Role,
+    /// Its VIP.
+    pub vip: Ipv4Addr,
+    /// What clients are told in place of the VIP.
+    pub public_address: Option<Host>,
+    /// The Services that are published on it (`Translation::published`).
+    pub services: BTreeSet<ObjectName>,
+}
+
+impl Publication {
+    /// The entry that this tunnel's Services get. Only an address may carry an `ipMode`.
+    pub fn entry(&self) -> Ingress {
+        let (ip, hostname, mode) = match &self.public_address {
+            None => (Some(IpAddr::V4(self.vip).to_string()), None, Some("VIP")),
+            Some(Host::Address(address)) => (Some(address.to_string()), None, Some("Proxy")),
+            Some(Host::Name(name)) => (None, Some(name.clone()), None),
+        };
+        Ingress { ip, hostname, ip_mode: mode.map(str::to_owned), ports: None }
+    }
+
+    /// Under these an entry may be known to be this tunnel's.
+    fn addresses(&self) -> impl Iterator<Item = String> {
+        [Some(self.vip.to_string()), self.public_address.as_ref().map(ToString::to_string)].into_iter().flatten()
+    }
+}
+
+/// All tunnels' publications, and the addresses that they had before.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Publications {
+    tunnels: BTreeMap<TunnelName, Publication>,
+    /// A tunnel's addresses of all times: entries under an earlier one are its own to remove.
+    earlier: BTreeMap<TunnelName, BTreeSet<String>>,
+}
+
+impl Publications {
+    /// Sets what a tunnel says. Standbys say it as well, so that they know their earlier addresses when they lead.
+    pub fn set(&mut self, name: &TunnelName, publication: Publication) {
+        self.earlier.entry(name.clone()).or_default().extend(publication.addresses());
+        self.tunnels.insert(name.clone(), publication);
+    }
+
+    /// Forgets a tunnel. Its entries stay where they are.
+    pub fn remove(&mut self, name: &TunnelName) {
+        self.tunnels.remove(name);
+        self.earlier.remove(name);
+    }
+
+    /// What the Service's entries should become, and which tunnels ask for that; `None`: they are right.
+    pub fn merge(&self, service: &Service) -> Option<(Vec<Ingress>, BTreeSet<TunnelName>)> {
+        // On a class of somebody else's we have never written: an address like ours there is a coincidence.
+        if !matches!(service.class.as_deref(), None | Some(CLASS | KUBE_VIP_CLASS)) {
+            return None;
+        }
+        let mut wanted: Vec<Ingress> = Vec::new();
+        let mut unwanted: BTreeMap<&str, &TunnelName> = BTreeMap::new();
+        let mut others: BTreeSet<String> = BTreeSet::new();
+        let mut asking: BTreeSet<TunnelName> = BTreeSet::new();
+        for (name, publication) in &self.tunnels {
+            let claims = publication.services.contains(&service.name);
+            let entry = publication.entry();
+            match (publication.role, claims) {
+                (Role::Standby, false) => {}
+                (Role::Standby | Role::Rising, true) => others.extend(publication.addresses()),
+                (Role::Rising | Role::Serving, _) => {
+                    unwanted.extend(self.earlier.get(name).into_iter().flatten().map(|a| (a.as_str(), name)));
+                    if claims && !wanted.iter().any(|known| address(known) == address(&entry)) {
+                        if !service.ingress.iter().any(|have| same(have, &entry)) {
+                            asking.insert(name.clone());
+                        }
+                        wanted.push(entry);
+                    }
+                }
+            }
+        }
+        let mut merged: Vec<Ingress> = Vec::new();
+        for have in &service.ingress {
+            let at = address(have).unwrap_or_default();
+            if let Some(index) = wanted.iter().position(|want| address(want) == Some(at)) {
+                let want = wanted.swap_remove(index);
+                merged.push(Ingress { ports: have.ports.clone(), ..want });
+            } else if let Some(owner) = unwanted.get(at).filter(|_| !others.contains(at)) {
+                asking.insert((*owner).clone());
+            } else {
+                merged.push(have.clone());
+            }
+        }
+        wanted.sort_by(|a, b| address(a).cmp(&address(b)));
+        merged.extend(wanted);
+        (merged != service.ingress).then_some((merged, asking))
+    }
+}
+
+fn address(entry: &Ingress) -> Option<&str> {
+    entry.ip.as_deref().or(entry.hostname.as_deref())
+}
+
+fn same(have: &Ingress, want: &Ingress) -> bool {
+    address(have) == address(want) && have.ip_mode == want.ip_mode
+}
+
+#[cfg(test)]
+mod tests;
