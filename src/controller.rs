@@ -184,6 +184,7 @@ struct Actual {
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct TableKey {
     vip: Ipv4Addr,
+    nic: String,
     mtu: u16,
 }
 
@@ -351,7 +352,7 @@ impl Controller {
     fn missing(&self, plan: Option<&Arc<LinkPlan>>, tenure: Tenure) -> Option<Step> {
         let plan = plan?;
         if self.actual.forwards.as_ref().is_none_or(|(applied, key)| {
-            *key != Self::table_key(plan) || !(Arc::ptr_eq(applied, &self.forwards) || *applied == self.forwards)
+            *key != self.table_key(plan) || !(Arc::ptr_eq(applied, &self.forwards) || *applied == self.forwards)
         }) {
             return Some(Step::ApplyForwards(Arc::clone(plan)));
         }
@@ -426,7 +427,7 @@ impl Controller {
             Step::Speak => self.actual.speaking = true,
             Step::Quiet => self.actual.speaking = false,
             Step::ApplyForwards(plan) => {
-                self.actual.forwards = Some((Arc::clone(&self.forwards), Self::table_key(plan)));
+                self.actual.forwards = Some((Arc::clone(&self.forwards), self.table_key(plan)));
             }
             Step::RemoveForwards => self.actual.forwards = None,
             Step::RaiseFence { port } => self.actual.fence = Fence::Closed { port: *port },
@@ -560,6 +561,11 @@ impl Controller {
         self.actual.peer.as_ref().map(|_| self.pulse.peer_since())
     }
 
+    /// The pod's NIC, as last seen.
+    pub fn nic(&self) -> &Nic {
+        &self.nic
+    }
+
     /// The tunnel's slot.
     pub fn slot(&self) -> Slot {
         self.slot
@@ -613,8 +619,8 @@ impl Controller {
         }
     }
 
-    fn table_key(plan: &LinkPlan) -> TableKey {
-        TableKey { vip: plan.vip, mtu: plan.mtu }
+    fn table_key(&self, plan: &LinkPlan) -> TableKey {
+        TableKey { vip: plan.vip, nic: self.nic.name.clone(), mtu: plan.mtu }
     }
 
     fn link(&self) -> Option<&Arc<LinkPlan>> {

@@ -94,12 +94,14 @@ pub enum FirewallError {
     },
 }
 
-/// Names of the tables that may hold a tunnel's forwards; all but for an instant only one of them is there.
-pub fn forwards_tables(tunnel: &TunnelName) -> [String; 2] {
-    let name = format!("{PREFIX}{}", unambiguous(tunnel));
-    // No tunnel's name has a slash in it.
-    let second = format!("{name}/2");
-    [name, second]
+/// Name of the table that holds a tunnel's forwards.
+pub fn forwards_table(tunnel: &TunnelName) -> String {
+    format!("{PREFIX}{}", unambiguous(tunnel))
+}
+
+/// Name of the table that takes over while that of the forwards is replaced. No tunnel's name has a slash in it.
+fn relief_table(tunnel: &TunnelName) -> String {
+    format!("{}/relief", forwards_table(tunnel))
 }
 
 /// Puts the tunnel's forwards in place of those that stand, without losing a packet; and clears up if an earlier
@@ -107,33 +109,31 @@ pub fn forwards_tables(tunnel: &TunnelName) -> [String; 2] {
 ///
 /// Not by one transaction: a packet on its way through a hook asks each chain there which generation of the ruleset it
 /// is, and between two chains the answer may change, so that neither the old table nor the new one takes it. (Seen: one
-/// new connection in some 100,000 replacements' worth was refused.) So the new one is there before the old one goes.
+/// new connection in some 100,000 replacements' worth was refused.) So a second table with the new forwards stands by
+/// while the first is replaced.
 pub fn apply(firewall: &mut dyn Firewall, plan: &Plan<'_>) -> Result<(), FirewallError> {
-    let mut table = render(plan);
+    let table = render(plan);
+    let (name, relief) = (table.name.clone(), relief_table(plan.tunnel));
     let present = firewall.tables()?;
-    let [first, second] = forwards_tables(plan.tunnel);
-    let (new, old) = if present.contains(&first) { (second, first) } else { (first, second) };
-    table.name = new;
+    let relieved = present.contains(&name);
+    if relieved {
+        firewall.commit(&Transaction::replace(Table { name: relief.clone(), ..table.clone() }))?;
+    }
     firewall.commit(&Transaction::replace(table))?;
-    if present.contains(&old) {
-        firewall.commit(&Transaction::delete(&old))?;
+    if relieved || present.contains(&relief) {
+        firewall.commit(&Transaction::delete(&relief))?;
     }
     Ok(())
 }
 
 /// Do the tunnel's forwards stand as [`apply`] last put them?
 pub fn stands(firewall: &mut dyn Firewall, tunnel: &TunnelName) -> Result<bool, FirewallError> {
-    let mut standing = false;
-    for table in forwards_tables(tunnel) {
-        standing |= firewall.intact(&table)?;
-    }
-    Ok(standing)
+    firewall.intact(&forwards_table(tunnel))
 }
 
 /// Takes the tunnel's forwards away.
 pub fn remove(tunnel: &TunnelName) -> Transaction {
-    let [first, second] = forwards_tables(tunnel);
-    Transaction::delete(&first).then(Transaction::delete(&second))
+    Transaction::delete(&forwards_table(tunnel)).then(Transaction::delete(&relief_table(tunnel)))
 }
 
 /// Name of the table that holds a tunnel's fence.

@@ -16,7 +16,7 @@ use crate::election::campaign::{Campaign, Standing};
 use crate::election::gate::Gate;
 use crate::fence;
 use crate::metrics::{Metrics, Phase};
-use crate::ruleset::{self, Firewall, Forget, Transaction};
+use crate::ruleset::{self, Firewall, Forget};
 use crate::secret::Tunnel;
 use crate::services::Forwards;
 use crate::status::Snapshot;
@@ -253,7 +253,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             Step::Audit(plan) => return Ok(Outcome::Drift(self.audit(plan).await?)),
             Step::RemoveLink(plan) => self.remove_link(plan).await?,
             Step::RemoveForwards => {
-                self.firewall.commit(&Transaction::delete(&ruleset::forwards_table(&name)))?;
+                self.firewall.commit(&ruleset::remove(&name))?;
                 self.firewall.forget(&Forget::Tunnel(self.controller.slot()))?;
             }
         }
@@ -262,14 +262,15 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
 
     fn apply_forwards(&mut self, plan: &LinkPlan) -> anyhow::Result<()> {
         let forwards = Arc::clone(self.controller.wanted());
-        let table = ruleset::render(&ruleset::Plan {
+        let rules = ruleset::Plan {
             tunnel: &plan.name,
             slot: plan.slot,
             vip: plan.vip,
+            pod_nic: &self.controller.nic().name,
             mtu: plan.mtu,
             forwards: &forwards,
-        });
-        self.firewall.commit(&Transaction::replace(table))?;
+        };
+        ruleset::apply(&mut self.firewall, &rules)?;
         if let Some(old) = self.controller.applied() {
             let gone = ruleset::vanished(old, &forwards, plan.vip);
             if !gone.is_empty() {
@@ -307,7 +308,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         let drift = Drift {
             link: false,
             network: !missing.is_empty(),
-            forwards: !self.firewall.intact(&ruleset::forwards_table(&plan.name))?,
+            forwards: !ruleset::stands(&mut self.firewall, &plan.name)?,
             fence: !self.firewall.intact(&ruleset::fence_table(&plan.name))?,
         };
         if drift != Drift::default() {

@@ -6,7 +6,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use super::forwards_tables;
+use super::forwards_table;
 use super::model::{
     Base, Chain, ChainKind, Datatype, Element, ElementValue, Expr, Header, Hook, Meta, Refusal, Reg, Rule, Set,
     SetValue, Table, Verdict, state,
@@ -54,9 +54,9 @@ const FULL: usize = 256;
 const ARRIVING: &str = "arriving";
 const TO_US: &str = "to-us";
 
-/// The table as it should be, under the first of its two names.
+/// The table as it should be.
 pub fn render(plan: &Plan<'_>) -> Table {
-    let [name, _] = forwards_tables(plan.tunnel);
+    let name = forwards_table(plan.tunnel);
     let mut chains = base_chains(plan);
     let mut ports = Vec::with_capacity(plan.forwards.len());
     let mut slots = Slots::default();
