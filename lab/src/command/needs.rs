@@ -25,7 +25,8 @@ pub fn become_root() -> Result<Option<ExitCode>> {
         return Ok(None);
     }
     let program = std::env::current_exe().context("cannot find this program's own file")?;
-    // With --kill-child all of it ends when this process does; --mount-proc for the new PID namespace's processes.
+    // With --kill-child all of it ends when this process does. No PID namespace: a world makes its own, and so the ids
+    // that `lab up` tells are good outside.
     let status = Command::new("unshare")
         .args([
             "--user",

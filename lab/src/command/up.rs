@@ -25,16 +25,16 @@ fn stay(world: &World, directory: &std::path::Path, screen: &Screen) -> Result<(
     let kubeconfig = directory.join("kubeconfig");
     std::fs::write(&kubeconfig, world.api.kubeconfig(User::Admin))?;
     screen.tell("A world is up until Ctrl-C. Its places, each to be entered from another terminal as the same user:\n");
-    let tools = if nix::unistd::getuid().is_root() { "nsenter" } else { "nsenter --preserve-credentials --user" };
+    let enter = enter()?;
     for netns in world.topology.all() {
-        screen.tell(&format!("  {:<10} {tools} --net={}", netns.name(), netns.path()));
+        screen.tell(&format!("  {:<10} {enter} --net={}", netns.name(), netns.path()));
     }
     let control = world.topology.control.path();
     screen.tell(&format!(
-        "\nThe API:    nsenter --net={control} kubectl --kubeconfig={} get leases -A",
+        "\nThe API:    {enter} --net={control} kubectl --kubeconfig={} get leases -A",
         kubeconfig.display()
     ));
-    screen.tell(&format!("The client: nsenter --net={} nc {}   (then: who)", world.topology.client.path(), at(world)));
+    screen.tell(&format!("The client: {enter} --net={} nc {}   (then: who)", world.topology.client.path(), at(world)));
     for sidecar in &world.sidecars {
         screen.tell(&format!(
             "{}: process {}, http://{}:{}/status from its node",
@@ -53,4 +53,12 @@ fn stay(world: &World, directory: &std::path::Path, screen: &Screen) -> Result<(
 fn at(world: &World) -> String {
     let web = world.web();
     format!("{} {}", web.ip(), web.port())
+}
+
+/// How another terminal enters: a user namespace of ours comes first.
+fn enter() -> Result<String> {
+    let map = std::fs::read_to_string("/proc/self/uid_map")?;
+    let whole = map.split_whitespace().eq(["0", "0", "4294967295"]);
+    let id = std::process::id();
+    Ok(if whole { "nsenter".into() } else { format!("nsenter --user=/proc/{id}/ns/user --preserve-credentials") })
 }
