@@ -47,7 +47,7 @@ build() {
   fi
   note "$name: building, $long the first time"
   # Into place only when whole: an interrupted build leaves nothing that looks finished.
-  (cd "$source" && CGO_ENABLED=0 GOFLAGS=-mod=readonly go build -trimpath -ldflags "$flags" -o "$out/$name.new" .)
+  (cd "$source" && GOFLAGS=-mod=readonly go build -trimpath -ldflags "$flags" -o "$out/$name.new" .)
   mv "$out/$name.new" "$out/$name"
   echo "$stamp" >"$out/$name.stamp"
   note "$name: built in $((SECONDS - started)) s"

@@ -921,7 +921,11 @@ mod faults {
         let version = version(&world.kube().create(Resource::Lease, world.lease("l"))?);
         let path = format!("{}?watch=1&resourceVersion={version}", world.path(Resource::Lease));
         let faults = world.api.faults()?.clone();
-        equal(world.watch(&path, 1, || Ok(faults.drop_watches()))?.len(), 0)?;
+        let ended = world.watch(&path, 1, || {
+            faults.drop_watches();
+            Ok(())
+        })?;
+        equal(ended.len(), 0)?;
         faults.next(1, Target::any().user("admin").verb("watch"), Fault::Gone);
         let events = world.watch(&path, 1, || Ok(()))?;
         is(&events[0][1]["code"], 410)
