@@ -36,7 +36,7 @@ mount --bind /run/lab/resolv.conf "$resolv"
 unset LAB_KUBECONFIG LAB_NAMESERVER
 export KUBECONFIG=/run/lab/kubeconfig
 mount -o remount,bind,ro / || true
-exec setpriv --no-new-privs --clear-groups --inh-caps=-all,+net_admin --bounding-set=-all,+net_admin -- "$@"
+exec setpriv --no-new-privs --inh-caps=-all,+net_admin --bounding-set=-all,+net_admin -- "$@"
 "#;
 
 /// The sidecar of one node.
