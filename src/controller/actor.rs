@@ -11,9 +11,9 @@ use tokio::sync::watch;
 
 use super::{Controller, Drift, Event, Next, Outcome, Step};
 use crate::clock::{Clock, Moment};
+use crate::election::Gate;
 use crate::election::Leadership;
-use crate::election::campaign::{Campaign, Standing};
-use crate::election::gate::Gate;
+use crate::election::{Campaign, Standing};
 use crate::fence;
 use crate::metrics::{Metrics, Phase};
 use crate::ruleset::{self, Firewall, Forget};
