@@ -48,7 +48,8 @@ const PORTS: &str = "ports";
 /// Slot → (address, port), the slots of several forwards one after the other. Not one map each, since the kernel finds
 /// a map by walking a list of all; nor one for all, since it walks through a map for each rule that names it.
 const BACKENDS: &str = "backends";
-/// A map that has as many slots takes no further forward. (1,000 Services × 10: 180 ms with one map, 15 ms so.)
+/// A map that has as many slots takes no further forward. (1,000 Services of 10
+/// backends: 170 ms in the kernel with one map, 14 ms so.)
 const FULL: usize = 256;
 
 const ARRIVING: &str = "arriving";

@@ -14,7 +14,7 @@ use nix::sys::time::TimeVal;
 use super::FirewallError;
 use super::encode::Message;
 
-/// A whole ruleset goes in one send: 1,000 Services of 10 backends are about 1.3 MB.
+/// A whole ruleset goes in one send: 1,000 Services of 10 backends are about 0.9 MB.
 const SEND_BUFFER: usize = 64 << 20;
 const RECEIVE_BUFFER: usize = 8 << 20;
 /// The kernel answers within the system call that asks. This only keeps a bug from being a hang.
