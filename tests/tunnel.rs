@@ -54,8 +54,15 @@ impl World {
         let world = Self { pod, hub, interface, wireguard };
         until("wireguard-go answers", || Ok(world.wg(&[]).is_ok()))?;
         let peer = base64(public(OUR_KEY));
-        world.wg(&["private-key", &file(&HUB_KEY)?, "listen-port", "51820"])?;
-        world.wg(&["peer", &peer, "preshared-key", &file(&SHARED)?, "allowed-ips", "10.99.0.2/32"])?;
+        world.wg(&["private-key", &file(&world.interface, &HUB_KEY)?, "listen-port", "51820"])?;
+        world.wg(&[
+            "peer",
+            &peer,
+            "preshared-key",
+            &file(&world.interface, &SHARED)?,
+            "allowed-ips",
+            "10.99.0.2/32",
+        ])?;
         world.hub.sh(&format!("ip address add 10.99.0.1/24 dev {}", world.interface))?;
         world.hub.sh(&format!("ip link set {} mtu 1420 up", world.interface))?;
         Ok(world)
@@ -88,6 +95,9 @@ impl Drop for World {
         let _ = self.wireguard.kill();
         let _ = self.wireguard.wait();
         let _ = std::fs::remove_file(format!("/var/run/wireguard/{}.sock", self.interface));
+        for key in [HUB_KEY, SHARED] {
+            let _ = std::fs::remove_file(key_path(&self.interface, &key));
+        }
     }
 }
 
@@ -110,11 +120,15 @@ fn base64(bytes: [u8; 32]) -> String {
     base64::prelude::BASE64_STANDARD.encode(bytes)
 }
 
-/// A file with the key for `wg`, in a directory of this process.
-fn file(key: &[u8; 32]) -> Result<String> {
-    let path = std::env::temp_dir().join(format!("wirevip-tunnel-{}-{:02x}", std::process::id(), key[0]));
+/// A file with the key for `wg`; it goes with the world.
+fn file(interface: &str, key: &[u8; 32]) -> Result<String> {
+    let path = key_path(interface, key);
     std::fs::write(&path, base64(*key))?;
     Ok(path.display().to_string())
+}
+
+fn key_path(interface: &str, key: &[u8; 32]) -> std::path::PathBuf {
+    std::env::temp_dir().join(format!("wirevip-{interface}-{:02x}", key[0]))
 }
 
 fn backend() -> Backend {
