@@ -36,7 +36,7 @@ enum Order {
     /// Listen again.
     Resume(mpsc::Sender<Result<()>>),
     /// Stand still until the other end of the channel is gone.
-    Freeze(mpsc::Receiver<Infallible>),
+    Freeze(mpsc::Sender<Result<()>>, mpsc::Receiver<Infallible>),
 }
 
 impl Embedded {
@@ -74,8 +74,11 @@ impl Embedded {
 
     /// As SIGSTOP: the kernel still accepts, nobody answers.
     pub fn freeze(&mut self) -> Result<()> {
+        if self.frozen.is_some() {
+            return Ok(());
+        }
         let (hold, held) = mpsc::channel();
-        self.orders.send(Order::Freeze(held)).map_err(|_| anyhow!("the API server's thread is gone"))?;
+        self.ask(|answer| Order::Freeze(answer, held))?;
         self.frozen = Some(hold);
         Ok(())
     }
@@ -145,7 +148,10 @@ impl Worker {
                         });
                     }
                     // Blocking the only thread of the runtime is the point: nothing at all is answered.
-                    Some(Order::Freeze(held)) => { let _ = held.recv(); }
+                    Some(Order::Freeze(answer, held)) => {
+                        let _ = answer.send(Ok(()));
+                        let _ = held.recv();
+                    }
                     None => return,
                 },
                 accepted = accept(listener.as_ref()) => {

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::Request;
 use super::identity::{Certificates, Tokens};
+use crate::clock::until;
 use crate::netns::Netns;
 use crate::processes::{Process, Processes};
 
@@ -109,8 +110,20 @@ impl Real {
         }
     }
 
+    /// Returns when every thread stands still: the signal alone is only on its way when `kill` returns.
     pub fn freeze(&mut self) -> Result<()> {
-        self.signal(Signal::SIGSTOP)
+        self.signal(Signal::SIGSTOP)?;
+        let tasks = format!("/proc/{}/task", self.server.as_ref().map_or(0, Process::id));
+        until("kube-apiserver to stand still", PATIENCE, || {
+            let mut all = true;
+            for task in fs::read_dir(&tasks)? {
+                // A thread may end between the two.
+                let state = fs::read_to_string(task?.path().join("stat")).unwrap_or_default();
+                let state = state.rsplit(") ").next().and_then(|rest| rest.chars().next());
+                all &= matches!(state, Some('T') | None);
+            }
+            Ok(all.then_some(()))
+        })
     }
 
     pub fn thaw(&mut self) -> Result<()> {
