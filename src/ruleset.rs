@@ -188,13 +188,13 @@ mod tests {
         let tables: Vec<String> = tunnels
             .iter()
             .flat_map(|text| {
-                let [first, second] = forwards_tables(&name(text));
-                [first, second, fence_table(&name(text))]
+                let name = name(text);
+                [forwards_table(&name), relief_table(&name), fence_table(&name)]
             })
             .collect();
         assert_eq!(tables.iter().collect::<BTreeSet<_>>().len(), tables.len(), "{tables:?}");
         assert!(tables.iter().all(|table| table.starts_with(PREFIX)));
-        assert_eq!(forwards_tables(&name("wg0"))[0], "wirevip_wg0");
+        assert_eq!(forwards_table(&name("wg0")), "wirevip_wg0");
         assert_eq!(fence_table(&name("wg0")), "wirevip_wg0_fence");
     }
 
@@ -237,13 +237,13 @@ mod tests {
         assert!(!stands(&mut firewall, &tunnel).unwrap());
         for round in 0..4 {
             apply(&mut firewall, &plan).unwrap();
-            assert_eq!(firewall.tables().unwrap().len(), 1, "round {round}");
+            assert_eq!(firewall.tables().unwrap(), ["wirevip_wg0"], "round {round}");
             assert!(stands(&mut firewall, &tunnel).unwrap());
         }
-        // The new one was put up, the old one not yet taken away.
+        // The relief was not taken away.
         firewall.commit(&Transaction::replace(render(&plan))).unwrap();
         let mut second = render(&plan);
-        second.name = forwards_tables(&tunnel)[1].clone();
+        second.name = relief_table(&tunnel);
         firewall.commit(&Transaction::replace(second)).unwrap();
         apply(&mut firewall, &plan).unwrap();
         assert_eq!(firewall.tables().unwrap().len(), 1);
