@@ -58,7 +58,7 @@ mod tests {
         let mut buffer = [0; 16];
         let (length, source) = listener.recv_from(&mut buffer)?;
         assert_eq!((&buffer[..length], source), (&b"forged"[..], SocketAddr::from(from)));
-        a.nft("table ip fence { chain out { type filter hook output priority raw; udp sport 51820 drop; } }")?;
+        a.nft("table ip fence { chain out { type filter hook output priority raw; udp sport 51820 drop; }; }")?;
         assert!(!send(&a, from, to, b"forged")?);
         Ok(())
     }

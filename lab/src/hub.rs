@@ -176,9 +176,9 @@ impl Hub {
     /// Gives up its public address for another one.
     pub fn move_to(&mut self, address: Ipv4Addr) -> Result<()> {
         self.netns.ip(&[
-            format!("addr add {address}/24 dev {WAN}"),
-            format!("addr del {}/24 dev {WAN}", self.address),
-            format!("addr replace {address}/24 dev {WAN}"),
+            format!("addr add {address}/25 dev {WAN}"),
+            format!("addr del {}/25 dev {WAN}", self.address),
+            format!("addr replace {address}/25 dev {WAN}"),
             format!("route replace default via {}", plan::HUB_ROUTER),
         ])?;
         self.address = address;

@@ -1,7 +1,7 @@
 //! Who has which address in a world. Pure. Public addresses are those kept for documentation (RFC 5737).
 //!
 //! ```text
-//!  client ─ 198.51.100.0/24 ─ internet ─ 192.0.2.0/24 ─ hubs
+//!  client ─ 198.51.100.0/24 ─ internet ─ 192.0.2.0/25 ─ hubs
 //!                                 │
 //!                          203.0.113.0/24
 //!                                 │
@@ -17,8 +17,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 /// The internet's end of the client's link.
 pub const CLIENT_ROUTER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 254);
-/// The internet's end of the hubs' link.
-pub const HUB_ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
+/// The internet's end of the hubs' link, a /25: a sidecar sends its probes to 192.0.2.255, which is nobody's on the
+/// real internet and must not be a hub's own broadcast address here.
+pub const HUB_ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 126);
 /// The cluster's one public address, which lets nothing in.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 /// The internet's end of the gateway's link.

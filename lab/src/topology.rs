@@ -44,7 +44,7 @@ impl Topology {
             format!("addr add {}/24 dev gateway", plan::GATEWAY_ROUTER),
             "link add hubs type bridge".into(),
             "link set hubs up".into(),
-            format!("addr add {}/24 dev hubs", plan::HUB_ROUTER),
+            format!("addr add {}/25 dev hubs", plan::HUB_ROUTER),
         ])?;
         let hubs = (0..hubs).map(|index| lay_hub(&internet, index)).collect::<Result<_>>()?;
         let control = leaf("api", &gateway, "api", 1500)?;
@@ -134,7 +134,7 @@ fn nat_rules(sidecars: u8) -> String {
 fn lay_hub(internet: &Netns, index: u8) -> Result<Netns> {
     let hub = leaf(&format!("hub{index}"), internet, &format!("hub{index}"), 1500)?;
     internet.ip(&[format!("link set hub{index} master hubs")])?;
-    hub.ip(&[format!("addr add {}/24 dev eth0", plan::hub(index)), default(plan::HUB_ROUTER)])?;
+    hub.ip(&[format!("addr add {}/25 dev eth0", plan::hub(index)), default(plan::HUB_ROUTER)])?;
     Ok(hub)
 }
 

@@ -310,10 +310,8 @@ impl World {
 
 fn start_api(spec: &WorldSpec, topology: &Topology) -> Result<ApiServer> {
     let addresses = spec.tunnels.iter().zip(0..).flat_map(|(tunnel, index)| [tunnel.vip, plan::hub(index)]);
-    let settings = Settings {
-        namespace: NAMESPACE.to_owned(),
-        names: addresses.map(|address| address.to_string()).collect(),
-    };
+    let settings =
+        Settings { namespace: NAMESPACE.to_owned(), names: addresses.map(|address| address.to_string()).collect() };
     ApiServer::start_with(spec.api, &topology.control, plan::API_SOCKET.into(), settings)
 }
 

@@ -32,9 +32,7 @@ const SETTLE: Duration = Duration::from_millis(300);
 
 /// The usual world: three nodes, three backends, one tunnel, Service `default/web`.
 fn spec(api: Kind) -> WorldSpec {
-    WorldSpec::default()
-        .bin(env!("CARGO_BIN_EXE_wirevip"))
-        .api(api)
+    WorldSpec::default().bin(env!("CARGO_BIN_EXE_wirevip")).api(api)
 }
 
 /// Names scenarios `fn(Kind) -> Result<()>` as tests, once for each API server.
