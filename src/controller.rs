@@ -24,7 +24,6 @@ use crate::tunnel::{Change, LinkPlan, LinkStats, Nic, PeerPlan, Slot, derived_mt
 
 pub mod actor;
 pub mod hub;
-mod probe;
 mod pulse;
 
 use pulse::{Due, Pulse};

@@ -12,11 +12,13 @@
 //! request was sent, another holder ends it at once, a release checks the holder that it fetched, and a holder that
 //! vanishes without releasing counts as holding until its term is over.
 
-pub mod campaign;
+mod campaign;
+mod driver;
 mod elector;
 pub mod gate;
 pub mod lease;
 pub mod testing;
+mod view;
 
 use std::error::Error;
 use std::future::Future;
@@ -89,6 +91,11 @@ impl Params {
     /// Between attempts while the API is away: the retry period, a second at most.
     pub fn impatience(&self) -> Duration {
         self.retry.min(Duration::from_secs(1))
+    }
+
+    /// Between attempts of candidates that collided (Q1): [1, 2.2) retry periods, by a `chance` in [0, 1).
+    pub fn spread(&self, chance: f64) -> Duration {
+        self.retry.mul_f64(1.0 + 1.2 * chance)
     }
 
     /// The same times, if an election can be held by them.

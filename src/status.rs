@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::clock::Moment;
 use crate::controller::State;
 use crate::election::Leadership;
-use crate::election::campaign::Standing;
+use crate::election::Standing;
 use crate::secret::{Fault, Tunnel};
 use crate::services::{Forwards, Protocol};
 use crate::tunnel::Backend;

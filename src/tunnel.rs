@@ -19,7 +19,6 @@
 
 use std::fmt;
 use std::future::Future;
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -28,10 +27,14 @@ use ring::hmac;
 
 use crate::secret::{PublicKey, SecretKey, TunnelName};
 
+pub use errors::{HostError, LinkError};
+
 mod carrier;
+mod errors;
 pub mod kernel;
 pub mod network;
 pub mod preflight;
+mod probe;
 pub mod resolve;
 pub mod rtnl;
 pub mod system;
@@ -337,87 +340,86 @@ pub trait HostNet: Send + Sync + 'static {
     /// What of [`steps`] is not so any more. Cheap: once a second does no harm.
     fn drift(&self, plan: &LinkPlan) -> impl Future<Output = Result<Vec<Step>, HostError>> + Send;
 
+    /// Sends the packet that a living hub answers, see `tunnel/probe.rs`.
+    fn probe(&self, plan: &LinkPlan) -> impl Future<Output = Result<(), HostError>> + Send;
+
     /// Takes rules, routes and address away, the link itself excepted; all of it, whatever fails. Fine if there is none.
     fn detach(&self, plan: &LinkPlan) -> impl Future<Output = Result<(), HostError>> + Send;
 }
 
-/// Why a link could not be made or changed.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// Someone else's interface bears the name.
-    #[error(
-        "interface {name} exists and is not wirevip's: give the tunnel another name in the Secret, or remove that interface"
-    )]
-    NameTaken {
-        /// The name.
-        name: String,
-    },
-    /// Another socket holds the port.
-    #[error("UDP port {port} is taken in this pod: give the tunnel another listenPort in the Secret")]
-    PortTaken {
-        /// The port.
-        port: u16,
-    },
-    /// EOPNOTSUPP from RTM_NEWLINK.
-    #[error("this kernel has no WireGuard: load the module `wireguard` on the node, or run with --backend userspace")]
-    NoKernelWireguard,
-    /// EPERM from the kernel.
-    #[error("{doing} is not permitted: give the container capability NET_ADMIN and let it run as uid 0")]
-    NotPermitted {
-        /// What was tried.
-        doing: &'static str,
-    },
-    /// ENOENT from opening /dev/net/tun.
-    #[error(
-        "/dev/net/tun does not exist: mount it into the container (hostPath, type CharDevice), or use a node with WireGuard in its kernel"
-    )]
-    NoTunNode,
-    /// EPERM from opening /dev/net/tun.
-    #[error(
-        "/dev/net/tun may not be opened: the container runtime's device list lacks it (runc 1.2.0 to 1.2.3, crun); update the runtime, or grant the device by a device plugin"
-    )]
-    TunForbidden,
-    /// The link is gone: deleted from outside, or its carrier failed.
-    #[error("the link of tunnel {name} is gone: it has to be made again")]
-    Lost {
-        /// The tunnel.
-        name: String,
-    },
-    /// Anything else.
-    #[error("{doing} failed: see the cause; it is tried again")]
-    Failed {
-        /// What was tried.
-        doing: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-}
+#[cfg(test)]
+mod tests {
+    use super::testing::plan;
+    use super::*;
 
-/// Why the pod's network could not be seen or changed.
-#[derive(Debug, thiserror::Error)]
-pub enum HostError {
-    /// No interface to reach the world by.
-    #[error(
-        "the pod has no default route: wirevip needs a pod network (no `hostNetwork`, and a CNI that sets a route)"
-    )]
-    NoNic,
-    /// No link of ours by that name.
-    #[error("the link of tunnel {name} is gone: it has to be made again")]
-    LinkLost {
-        /// The tunnel.
-        name: String,
-    },
-    /// The kernel said no.
-    #[error("{doing} failed: see the cause; without capability NET_ADMIN nothing of this works")]
-    Failed {
-        /// What was tried.
-        doing: String,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// Several things went wrong; the rest was done.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    Several(Vec<HostError>),
+    #[test]
+    fn the_alias_tells_plans_apart_and_nothing_about_their_keys() {
+        let plan = plan("wg0");
+        let alias = plan.alias();
+        assert_eq!(alias, plan.clone().alias(), "the same plan, the same alias");
+        assert!(alias.starts_with("wirevip:1:") && alias.len() == 10 + 32, "{alias}");
+        let others: [fn(&mut LinkPlan); 5] = [
+            |plan| plan.private_key = SecretKey::new([9; 32]),
+            |plan| plan.listen_port += 1,
+            |plan| plan.peer.public_key = PublicKey([9; 32]),
+            |plan| plan.peer.preshared_key = None,
+            |plan| plan.peer.endpoint.set_port(9),
+        ];
+        for (number, change) in others.iter().enumerate() {
+            let mut other = plan.clone();
+            change(&mut other);
+            assert_ne!(other.alias(), alias, "change {number}");
+        }
+    }
+
+    #[test]
+    fn a_change_costs_no_more_than_it_must() {
+        let plan = plan("wg0");
+        type Case = (Change, fn(&mut LinkPlan));
+        let cases: [Case; 11] = [
+            (Change::Nothing, |_| {}),
+            (Change::InPlace, |plan| plan.mtu = 1300),
+            (Change::InPlace, |plan| plan.peer.persistent_keepalive = 25),
+            (Change::InPlace, |plan| plan.peer.preshared_key = None),
+            (Change::InPlace, |plan| plan.peer.endpoint.set_port(9)),
+            (Change::InPlace, |plan| plan.peer.allowed_ips.clear()),
+            (Change::NewPeer, |plan| plan.peer.public_key = PublicKey([9; 32])),
+            (Change::NewLink, |plan| plan.private_key = SecretKey::new([9; 32])),
+            (Change::NewLink, |plan| plan.listen_port += 1),
+            (Change::NewLink, |plan| plan.vip = Ipv4Addr::new(10, 99, 0, 3)),
+            (Change::NewLink, |plan| plan.slot = Slot(2)),
+        ];
+        for (number, (cost, change)) in cases.into_iter().enumerate() {
+            let mut next = plan.clone();
+            change(&mut next);
+            assert_eq!(plan.change_to(&next), cost, "case {number}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_done_in_order_and_a_link_goes_up_before_it_gets_routes() {
+        let plan = plan("wg0");
+        let all = steps(&plan);
+        assert_eq!(missing(&plan, &[]), all);
+        assert_eq!(missing(&plan, &all), []);
+        let place = |step: Step| all.iter().position(|other| *other == step);
+        let table = plan.slot.routing_table();
+        assert!(place(Step::Up) < place(Step::Route { table }));
+        // An MTU other than the planned one is no MTU at all.
+        let mut seen = all.clone();
+        seen[0] = Step::Mtu(1300);
+        assert_eq!(missing(&plan, &seen), [Step::Mtu(1420)]);
+    }
+
+    #[test]
+    fn every_slot_has_a_table_and_a_mark_of_its_own() {
+        let slots: Vec<_> = (0..=255).filter_map(Slot::new).collect();
+        assert_eq!(slots.len(), 255);
+        for slot in &slots {
+            assert!(Slot::owns_table(slot.routing_table()));
+            assert_eq!(slot.mark() & !Slot::MARK_MASK, 0);
+            assert_ne!(slot.mark(), 0, "no mark is everybody's mark");
+        }
+        assert!(![0, 253, 254, 255, 0x7769_6fff, 0x7769_7100].into_iter().any(Slot::owns_table));
+    }
 }

@@ -187,6 +187,17 @@ fn the_pods_learn_who_they_are_and_are_probed_where_they_listen() {
     }
 }
 
+#[test]
+fn every_argument_of_the_pods_is_one_that_the_program_knows() {
+    let args = strings(&container(&manifests())["args"]);
+    assert_eq!(args[0], "run");
+    // Arguments are checked before the environment: what is missing without a cluster is who the pod is, and no more.
+    let output = run(Command::new(env!("CARGO_BIN_EXE_wirevip")).args(&args).env_clear());
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("POD_NAMESPACE"), "{told}");
+}
+
 fn run(program: &mut Command) -> Output {
     program.current_dir(repository()).output().expect("the program is there")
 }

@@ -11,10 +11,11 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::netns::Netns;
 use wirevip::secret::{PublicKey, SecretKey, TunnelName};
 use wirevip::tunnel::network::KernelNet;
+use wirevip::tunnel::preflight::preflight;
 use wirevip::tunnel::rtnl::Rtnl;
 use wirevip::tunnel::system::SystemLinks;
 use wirevip::tunnel::testing::plan;
-use wirevip::tunnel::{Backend, Device, HostError, HostNet, LinkBackend, LinkError, LinkPlan, Step};
+use wirevip::tunnel::{Backend, BackendChoice, Device, HostError, HostNet, LinkBackend, LinkError, LinkPlan, Step};
 
 const OUR_KEY: [u8; 32] = [0x41; 32];
 const HUB_KEY: [u8; 32] = [0x42; 32];
@@ -32,9 +33,10 @@ impl World {
     fn new() -> Result<Self> {
         let (pod, hub) = (Netns::new("pod")?, Netns::new("hub")?);
         pod.sh(&format!("ip link add eth0 type veth peer name eth0 netns {}", hub.path()))?;
-        for (ns, address) in [(&pod, "192.0.2.2/24"), (&hub, "192.0.2.1/24")] {
+        for (ns, host) in [(&pod, 2), (&hub, 1)] {
             ns.sh("ip link set lo up")?;
-            ns.sh(&format!("ip address add {address} dev eth0"))?;
+            ns.sh(&format!("ip address add 192.0.2.{host}/24 dev eth0"))?;
+            ns.sh(&format!("ip address add 2001:db8::{host}/64 dev eth0 nodad"))?;
             ns.sh("ip link set eth0 up")?;
         }
         pod.sh("ip route add default via 192.0.2.1")?;
@@ -354,6 +356,54 @@ fn a_name_or_a_port_that_is_taken_is_refused_and_its_holder_left_alone() -> Resu
         down(&links, &net, &plan).await
     })?;
     assert_nothing_left(&world.pod)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_hub_is_reached_over_ipv6_and_over_ipv4_where_the_pod_has_no_ipv6() -> Result<()> {
+    for (endpoint, prepare) in [
+        ("[2001:db8::1]:51820", "ip -6 route show"),
+        ("192.0.2.1:51820", "sysctl -qw net.ipv6.conf.all.disable_ipv6=1"),
+    ] {
+        let world = World::new()?;
+        world.pod.sh(prepare)?;
+        let mut plan = our_plan();
+        plan.peer.endpoint = endpoint.parse()?;
+        world.in_pod(async |links, net| {
+            up(&links, &net, &plan).await?;
+            handshake(&links, &plan).await?;
+            world.hub_pings()?;
+            down(&links, &net, &plan).await
+        })?;
+        assert_nothing_left(&world.pod)?;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_pod_that_lacks_something_is_told_what_and_how_to_mend_it() -> Result<()> {
+    const NAME: &str = "a_pod_that_lacks_something_is_told_what_and_how_to_mend_it";
+    if is_helper() {
+        return do_in_helper(async |_, _| match preflight(BackendChoice::Userspace, &Rtnl::open()?).await {
+            Ok(backend) => say(&format!("{backend:?}")),
+            Err(missing) => say(&missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(" | ")),
+        });
+    }
+    let pod = Netns::new("pod")?;
+    let (mut whole, mut output) = helper(&pod, NAME)?;
+    assert_eq!(hear(&mut output)?, "Userspace");
+    ensure!(whole.wait()?.success());
+    let exe = std::env::current_exe()?.display().to_string();
+    let output = pod
+        .command("setpriv")
+        .args(["--bounding-set=-net_admin", "--inh-caps=-net_admin", &exe, "--ignored", "--exact", "--nocapture", NAME])
+        .env("WIREVIP_TEST_HELPER", "1")
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(said.contains("capability NET_ADMIN is missing: add it to"), "{said}");
+    ensure!(!said.contains("nftables does not answer"), "one cause, one line: {said}");
+    Ok(())
 }
 
 /// Runs the test of this name again, in a process of its own inside `pod`, and gives what `do_in_helper` prints.

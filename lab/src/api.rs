@@ -22,7 +22,6 @@ mod store;
 mod watching;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,13 +55,11 @@ pub struct Settings {
     pub namespace: String,
     /// More names and addresses for the certificate, e.g. the hub's and the VIPs.
     pub names: Vec<String>,
-    /// A directory of rendered manifests: their ServiceAccount, Roles and bindings are applied in place of built-in ones.
-    pub manifests: Option<PathBuf>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { namespace: "wirevip".into(), names: Vec::new(), manifests: None }
+        Self { namespace: "wirevip".into(), names: Vec::new() }
     }
 }
 
@@ -85,7 +82,6 @@ pub struct Request {
 }
 
 /// A running API server. Dropping it ends it.
-#[derive(Debug)]
 pub struct ApiServer {
     netns: Netns,
     address: SocketAddr,
@@ -96,7 +92,6 @@ pub struct ApiServer {
     backend: Backend,
 }
 
-#[derive(Debug)]
 enum Backend {
     Embedded(Embedded),
     Real(Real),
@@ -123,7 +118,7 @@ impl ApiServer {
         let admin = tokens.of(&User::Admin);
         let kubeconfig = identity::kubeconfig(&https(&address), &authority_pem, &settings.namespace, admin);
         let kube = Kube::new(netns, &kubeconfig)?;
-        let mut api = Self { netns: netns.clone(), address, settings, authority_pem, tokens, kube, backend };
+        let api = Self { netns: netns.clone(), address, settings, authority_pem, tokens, kube, backend };
         api.await_ready()?;
         api.furnish()?;
         Ok(api)
@@ -210,8 +205,8 @@ impl ApiServer {
     }
 
     /// An error with the end of its log if a process of it has ended by itself.
-    pub fn expect_running(&mut self) -> Result<()> {
-        match &mut self.backend {
+    pub fn expect_running(&self) -> Result<()> {
+        match &self.backend {
             Backend::Embedded(_) => Ok(()),
             Backend::Real(real) => real.expect_running(),
         }
@@ -226,7 +221,7 @@ impl ApiServer {
         }
     }
 
-    fn await_ready(&mut self) -> Result<()> {
+    fn await_ready(&self) -> Result<()> {
         let kube = self.kube();
         let tries = real::PATIENCE.as_millis() / 50;
         for _ in 0..tries {
@@ -252,8 +247,9 @@ impl ApiServer {
             self.furnish_control_plane(&kube)?;
         }
         kube.apply(Resource::Namespace, json!({ "metadata": { "name": namespace } }))?;
-        for mut object in self.rights()? {
-            let Some(resource) = Resource::of(&object) else { continue };
+        for mut object in rights()? {
+            let resource =
+                Resource::of(&object).context("manifests/10-rbac.yaml has a kind that the lab does not know")?;
             if resource.place().namespaced {
                 object["metadata"]["namespace"] = namespace.as_str().into();
             }
@@ -286,31 +282,12 @@ impl ApiServer {
         kube.apply(Resource::EndpointSlice, slice)?;
         Ok(())
     }
+}
 
-    /// The ServiceAccount, Roles and bindings, from the manifests or built in.
-    fn rights(&self) -> Result<Vec<Value>> {
-        const BUILT_IN: &str = include_str!("api/rbac.yaml");
-        let texts = match &self.settings.manifests {
-            None => vec![BUILT_IN.to_owned()],
-            Some(directory) => {
-                let entries = std::fs::read_dir(directory)
-                    .with_context(|| format!("cannot read the manifests in {}", directory.display()))?;
-                let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-                files.sort();
-                files.retain(|file| file.extension().is_some_and(|end| end == "yaml" || end == "yml"));
-                files.iter().map(std::fs::read_to_string).collect::<Result<_, _>>()?
-            }
-        };
-        let mut objects = Vec::new();
-        for text in texts {
-            objects.extend(serde_saphyr::from_multiple::<Value>(&text).context("a manifest is no YAML")?);
-        }
-        objects.retain(|object| {
-            let right = [Resource::Role, Resource::RoleBinding, Resource::ClusterRole, Resource::ClusterRoleBinding];
-            Resource::of(object).is_some_and(|it| it == Resource::ServiceAccount || right.contains(&it))
-        });
-        Ok(objects)
-    }
+/// The ServiceAccount, Roles and bindings that a user installs: those of `manifests/`, and no others.
+fn rights() -> Result<Vec<Value>> {
+    const INSTALLED: &str = include_str!("../../manifests/10-rbac.yaml");
+    serde_saphyr::from_multiple(INSTALLED).context("manifests/10-rbac.yaml is no YAML; run `make manifests`")
 }
 
 fn https(address: &impl std::fmt::Display) -> String {

@@ -1,5 +1,6 @@
 //! The lab's clock: monotonic moments, and how a wall-clock stamp (of the kernel, of a Lease) becomes one.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Result, anyhow};
@@ -25,6 +26,31 @@ pub fn moment_of(stamp: SystemTime) -> Instant {
     }
 }
 
+/// Ctrl-C: seen by everybody who waits.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Makes every wait in this process end with an error, now and from now on.
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// Was [`interrupt`] called?
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Lets `length` pass.
+pub fn pause(length: Duration) -> Result<()> {
+    let end = now() + length;
+    while now() < end {
+        if interrupted() {
+            return Err(anyhow!("interrupted"));
+        }
+        std::thread::sleep(Duration::from_millis(20).min(end.saturating_duration_since(now())));
+    }
+    Ok(())
+}
+
 /// Asks every 2 ms until there is an answer; after `within` an error that says what was waited for and the last refusal.
 pub fn until<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = now() + within;
@@ -34,6 +60,9 @@ pub fn until<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Result<Op
             Ok(None) => None,
             Err(refusal) => Some(refusal),
         };
+        if interrupted() {
+            return Err(anyhow!("interrupted"));
+        }
         if now() >= deadline {
             let why = refusal.map(|e| format!(": {e:#}")).unwrap_or_default();
             return Err(anyhow!("waited {within:?} in vain for {what}{why}"));

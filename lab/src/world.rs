@@ -49,8 +49,6 @@ pub struct WorldSpec {
     pub args: Vec<String>,
     /// Which API server.
     pub api: Kind,
-    /// Where the chart's rendered manifests lie, whose RBAC counts; `None`: the same rules, built in.
-    pub manifests: Option<PathBuf>,
     /// Is the Secret there before the sidecars are?
     pub secret: bool,
     /// Port of the Service `default/web` (TCP and UDP, all backends) that is there from the start; `None`: no Service.
@@ -70,7 +68,6 @@ impl Default for WorldSpec {
             tunnels: vec![TunnelSpec::numbered(0)],
             args: Vec::new(),
             api: Kind::Embedded,
-            manifests: None,
             secret: true,
             web: Some(WEB),
             nat_forgets: None,
@@ -112,12 +109,6 @@ impl WorldSpec {
     /// With this API server.
     pub fn api(mut self, kind: Kind) -> Self {
         self.api = kind;
-        self
-    }
-
-    /// With the RBAC of these rendered manifests.
-    pub fn manifests(mut self, directory: impl AsRef<Path>) -> Self {
-        self.manifests = Some(directory.as_ref().to_owned());
         self
     }
 
@@ -322,7 +313,6 @@ fn start_api(spec: &WorldSpec, topology: &Topology) -> Result<ApiServer> {
     let settings = Settings {
         namespace: NAMESPACE.to_owned(),
         names: addresses.map(|address| address.to_string()).collect(),
-        manifests: spec.manifests.clone(),
     };
     ApiServer::start_with(spec.api, &topology.control, plan::API_SOCKET.into(), settings)
 }

@@ -857,3 +857,90 @@ fn a_real_api_server_passes_every_case() -> Result<()> {
     ensure!(failed.is_empty(), "{} of {} failed:\n{}", failed.len(), CASES.len(), failed.join("\n"));
     Ok(())
 }
+
+/// What only the stand-in can do: go wrong on demand.
+mod faults {
+    use lab::api::faults::{Fault, Target};
+
+    use super::*;
+
+    fn world() -> Result<(World, Kube)> {
+        let mut world = World::new(Kind::Embedded)?;
+        world.run("faults", |_| Ok(()))?;
+        let sidecar = world.api.kube_as(User::Sidecar("pod-0".into()))?;
+        Ok((world, sidecar))
+    }
+
+    const SERVICES: &str = "/api/v1/services";
+
+    #[test]
+    #[ignore = "needs root or a user namespace"]
+    fn a_request_is_refused_as_often_as_told() -> Result<()> {
+        let (world, sidecar) = world()?;
+        for code in [401, 403, 429, 500, 503] {
+            world.api.faults()?.next(1, Target::any().verb("list").resource("services"), Fault::Refuse(code));
+            equal(refused(sidecar.request("GET", SERVICES, None))?.code, code)?;
+        }
+        sidecar.request("GET", SERVICES, None)?;
+        Ok(())
+    }
+
+    #[test]
+    #[ignore = "needs root or a user namespace"]
+    fn a_lost_reply_was_applied_and_a_cut_request_was_not() -> Result<()> {
+        let (world, sidecar) = world()?;
+        let mut lease = world.lease("wirevip-wg0");
+        lease["metadata"]["namespace"] = "wirevip".into();
+        let creates = || Target::any().user("pod-0").verb("create");
+        world.api.faults()?.next(1, creates(), Fault::Cut);
+        equal(refused(sidecar.create(Resource::Lease, lease.clone()))?.code, 0)?;
+        equal(world.kube().list(Resource::Lease, "wirevip")?.len(), 0)?;
+        world.api.faults()?.next(1, creates(), Fault::LoseReply);
+        equal(refused(sidecar.create(Resource::Lease, lease))?.code, 0)?;
+        equal(world.kube().list(Resource::Lease, "wirevip")?.len(), 1)?;
+        Ok(())
+    }
+
+    #[test]
+    #[ignore = "needs root or a user namespace"]
+    fn a_request_that_hangs_is_not_answered_and_others_are() -> Result<()> {
+        let (world, sidecar) = world()?;
+        world.api.faults()?.next(1, Target::any().user("pod-0"), Fault::Hang);
+        let (other, (tell, told)) = (sidecar.clone(), mpsc::channel());
+        std::thread::spawn(move || tell.send(other.request("GET", SERVICES, None).is_ok()));
+        // It hangs once it is on record.
+        poll(|| world.api.requests().iter().any(|request| request.user == "pod-0").then_some(()))?;
+        sidecar.request("GET", SERVICES, None)?;
+        equal(told.try_recv(), Err(mpsc::TryRecvError::Empty))
+    }
+
+    #[test]
+    #[ignore = "needs root or a user namespace"]
+    fn dropped_watches_end_and_gone_ones_are_told() -> Result<()> {
+        let (world, _) = world()?;
+        let version = version(&world.kube().create(Resource::Lease, world.lease("l"))?);
+        let path = format!("{}?watch=1&resourceVersion={version}", world.path(Resource::Lease));
+        let faults = world.api.faults()?.clone();
+        let ended = world.watch(&path, 1, || {
+            faults.drop_watches();
+            Ok(())
+        })?;
+        equal(ended.len(), 0)?;
+        faults.next(1, Target::any().user("admin").verb("watch"), Fault::Gone);
+        let events = world.watch(&path, 1, || Ok(()))?;
+        is(&events[0][1]["code"], 410)
+    }
+
+    #[test]
+    #[ignore = "needs root or a user namespace"]
+    fn a_wrong_certificate_is_refused_by_clients() -> Result<()> {
+        let (world, _) = world()?;
+        world.api.faults()?.wrong_certificate(true);
+        let fresh = world.api.kube_as(User::Sidecar("pod-1".into()))?;
+        let refusal = refused(fresh.request("GET", SERVICES, None))?;
+        ensure!(refusal.message.to_lowercase().contains("certificate"), "{refusal:?}");
+        world.api.faults()?.clear();
+        fresh.request("GET", SERVICES, None)?;
+        Ok(())
+    }
+}

@@ -23,7 +23,12 @@ pub(super) fn filter(level: &str) -> Result<EnvFilter, String> {
         _ => return Err(format!("`{level}` is no log level; give error, warn, info, debug, trace, off or a filter")),
     };
     let wrong = |error| format!("`{level}` is no log filter: {error}; give a level or target=level,…");
-    EnvFilter::builder().parse(&directives).map_err(wrong)
+    let mut filter = EnvFilter::builder().parse(&directives).map_err(wrong)?;
+    // kube_client logs whole bodies that it cannot parse: no filter may ask for those of a Secret (I8).
+    for quiet in ["kube_client=off", "kube_runtime=error"] {
+        filter = filter.add_directive(quiet.parse().map_err(wrong)?);
+    }
+    Ok(filter)
 }
 
 /// From here on, events go to stderr.

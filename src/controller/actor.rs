@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Controller, Drift, Event, Next, Outcome, Step, probe};
+use super::{Controller, Drift, Event, Next, Outcome, Step};
 use crate::clock::{Clock, Moment};
+use crate::election::Gate;
 use crate::election::Leadership;
-use crate::election::campaign::{Campaign, Standing};
-use crate::election::gate::Gate;
+use crate::election::{Campaign, Standing};
 use crate::fence;
 use crate::metrics::{Metrics, Phase};
 use crate::ruleset::{self, Firewall, Forget};
@@ -248,7 +248,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             }
             Step::SetPeer(plan) | Step::Kick(plan) => self.link.fresh_peer(plan).await?,
             Step::UpdatePeer(plan) => self.link.update_peer(plan).await?,
-            Step::Probe(plan) => probe::send(plan)?,
+            Step::Probe(plan) => self.net.probe(plan).await?,
             Step::Inspect => return Ok(Outcome::Stats(self.link.stats(&name).await?)),
             Step::Audit(plan) => return Ok(Outcome::Drift(self.audit(plan).await?)),
             Step::RemoveLink(plan) => self.remove_link(plan).await?,

@@ -1,28 +1,23 @@
-//! The campaign: drives one [`Elector`] over one [`LeaseStore`], and publishes who leads.
+//! The campaign: one candidate at work on one Lease, and the handle on it.
 //!
-//! One task, one request at a time, each bounded. It sleeps until the next thing is due: a standby whose holder renews
-//! makes no request at all. What must hold:
+//! The controller of a tunnel takes [`Campaign::leadership`] and [`Campaign::gate`]:
 //!
-//! - Leading is published as over when the tenure's time is, also while a request hangs; at once when another holder
-//!   is seen, on [`Campaign::step_down`] and on [`Campaign::resign`].
-//! - Between two tenures, and before a release, the controller has said [`Gate::quiet`].
+//! 1. after its clean-up at start it says [`Gate::quiet`], and when it has all it needs to lead, [`Gate::eligible`];
+//! 2. told [`Leadership::Leading`], it asks [`Gate::speak`], then arms the fence until the tenure's end and raises the
+//!    tunnel; told so again with a later end, it arms the fence again;
+//! 3. told [`Leadership::Following`], it takes the tunnel down and says [`Gate::quiet`].
 
-use std::error::Error;
-use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::BoxStream;
 use jiff::SignedDuration;
-use k8s_openapi::api::coordination::v1::Lease;
 use rand::Rng;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::driver::Driver;
 use super::gate::{Gate, Wish};
-use super::{Elector, Leadership, LeaseStore, Outcome, Request, Sight, StoreError, Takeover, Verdict};
-use crate::clock::{Clock, Moment};
+use super::{Elector, Leadership, LeaseStore, Takeover};
+use crate::clock::Clock;
 
 /// What the campaign has seen, for metrics and status. Written before the [`Leadership`] it belongs to.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -60,27 +55,7 @@ impl Campaign {
         let gate = Gate::new();
         let (leadership_tx, leadership) = watch::channel(Leadership::Following { holder: None });
         let (standing_tx, standing) = watch::channel(Standing::default());
-        let sights = store.watch();
-        let driver = Driver {
-            store: Arc::new(store),
-            clock,
-            elector,
-            rng,
-            gate: gate.clone(),
-            leadership: leadership_tx,
-            standing: standing_tx,
-            sights,
-            watching: false,
-            unseen_by_watch: false,
-            under_way: None,
-            attempt_began: Moment::default(),
-            earliest: Moment::default(),
-            others_first: Moment::default(),
-            prompted: true,
-            fall: None,
-            trouble: None,
-            watch_trouble: None,
-        };
+        let driver = Driver::new(store, clock, elector, rng, gate.clone(), leadership_tx, standing_tx);
         Self { gate, leadership, standing, task: tokio::spawn(driver.run()) }
     }
 
@@ -99,11 +74,6 @@ impl Campaign {
         self.gate.clone()
     }
 
-    /// See [`Gate::step_down`].
-    pub fn step_down(&self) {
-        self.gate.step_down();
-    }
-
     /// Ends the campaign: stops leading at once, gives the Lease back when quiet. After `within` it is left to run out.
     pub async fn resign(mut self, within: Duration) {
         self.gate.set(|state| state.wish = Wish::Resign);
@@ -116,348 +86,5 @@ impl Campaign {
 impl Drop for Campaign {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-/// On the way down: the Lease is given back when the tunnel is quiet.
-#[derive(Debug)]
-struct Fall {
-    /// Read ahead of time; to be sent when quiet.
-    write: Option<Request>,
-    /// Head start that others get afterwards.
-    head_start: Duration,
-}
-
-type Answer = Pin<Box<dyn Future<Output = Result<Lease, StoreError>> + Send>>;
-
-struct Driver<S, C, R> {
-    store: Arc<S>,
-    clock: C,
-    elector: Elector,
-    rng: R,
-    gate: Gate,
-    leadership: watch::Sender<Leadership>,
-    standing: watch::Sender<Standing>,
-    sights: BoxStream<'static, Sight>,
-    /// The watch shows what happens.
-    watching: bool,
-    /// A get brought news that the watch has not shown yet.
-    unseen_by_watch: bool,
-    under_way: Option<Answer>,
-    attempt_began: Moment,
-    /// No request before this: the pace of attempts.
-    earliest: Moment,
-    /// No attempt before this: the head start that others get when we stepped down.
-    others_first: Moment,
-    /// Attempt without waiting for what is due.
-    prompted: bool,
-    fall: Option<Fall>,
-    trouble: Option<String>,
-    watch_trouble: Option<String>,
-}
-
-impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
-    async fn run(mut self) {
-        let gate = self.gate.clone();
-        loop {
-            let now = self.clock.now();
-            if self.elector.lapse(now) {
-                tracing::warn!("the tenure is over without a renewal: silent until the Lease can be renewed");
-                self.under_way = None;
-                self.prompted = true;
-            }
-            let over = self.obey(now);
-            self.publish();
-            if over {
-                return;
-            }
-            if self.under_way.is_none()
-                && let Some(request) = self.plan(now)
-            {
-                self.send(now, request);
-            }
-            let sleep = self.wake(now).map(|wake| wake.since(now));
-            tokio::select! {
-                biased;
-                () = sleep_for(sleep) => {}
-                () = gate.changed() => {}
-                answer = answer(&mut self.under_way) => self.take(answer),
-                sight = self.sights.next() => self.see(sight),
-            }
-        }
-    }
-
-    /// Does as the gate's other side wishes. True: the campaign is over.
-    fn obey(&mut self, now: Moment) -> bool {
-        let gate = self.gate.clone();
-        let state = gate.lock();
-        let leading = self.elector.tenure().is_some();
-        match state.wish {
-            Wish::Resign if self.fall.is_none() => {
-                // An attempt that is cut short may have made the Lease ours.
-                self.elector.abandon();
-                if !self.elector.may_be_ours() {
-                    return true;
-                }
-                self.begin_fall(now, Duration::ZERO);
-            }
-            Wish::Resign => {}
-            Wish::StepDown if leading => self.begin_fall(now, self.elector.params().lease),
-            _ if leading && !state.eligible => self.begin_fall(now, Duration::ZERO),
-            _ => {}
-        }
-        false
-    }
-
-    fn begin_fall(&mut self, now: Moment, head_start: Duration) {
-        self.elector.stand_down();
-        self.under_way = None;
-        self.earliest = now;
-        self.fall = Some(Fall { write: None, head_start });
-    }
-
-    fn publish(&mut self) {
-        let holder = self.elector.holder().map(str::to_owned);
-        let standing = Standing {
-            holder: holder.clone(),
-            transitions: self.elector.record().map(|r| r.transitions),
-            clock_skew: self.elector.clock_skew(),
-            takeover: self.elector.takeover(),
-            trouble: self.trouble.clone().or_else(|| self.watch_trouble.clone()),
-        };
-        self.standing.send_if_modified(|old| replace(old, standing));
-        let leadership = match self.elector.tenure() {
-            Some(tenure) => Leadership::Leading(tenure),
-            None => Leadership::Following { holder },
-        };
-        let mut state = self.gate.lock();
-        let led = state.leading;
-        state.leading = self.elector.tenure().is_some();
-        if led && !state.leading && state.wish == Wish::StepDown {
-            state.wish = Wish::Campaign;
-        }
-        if self.leadership.send_if_modified(|old| replace(old, leadership.clone())) {
-            match &leadership {
-                Leadership::Leading(tenure) if !led => tracing::info!(transitions = tenure.transitions, "leading"),
-                Leadership::Leading(_) => {}
-                Leadership::Following { holder } if led => tracing::info!(?holder, "not leading any more"),
-                Leadership::Following { holder } => tracing::info!(?holder, "following"),
-            }
-        }
-    }
-
-    /// When the next request is to be sent. `None`: not before something else happens.
-    fn due(&self) -> Option<Moment> {
-        let (quiet, eligible) = {
-            let state = self.gate.lock();
-            (state.quiet, state.eligible)
-        };
-        if let Some(fall) = &self.fall {
-            // What is read ahead waits for quiet; what could not be read yet does not.
-            return (quiet || fall.write.is_none()).then_some(self.earliest);
-        }
-        if self.elector.tenure().is_some() {
-            return Some(if self.prompted { Moment::default() } else { self.earliest });
-        }
-        if !(quiet && eligible) {
-            return None;
-        }
-        // Without a watch the attempts themselves must look, at the interval that the last one set.
-        let told = self.prompted || !self.watching;
-        let due = if told { Moment::default() } else { self.elector.due() };
-        Some(due.max(self.earliest).max(self.others_first))
-    }
-
-    fn plan(&mut self, now: Moment) -> Option<Request> {
-        if self.due()? > now {
-            return None;
-        }
-        self.attempt_began = now;
-        if let Some(fall) = &mut self.fall {
-            return Some(fall.write.take().unwrap_or_else(|| self.elector.release()));
-        }
-        self.prompted = false;
-        Some(self.elector.next(now, self.clock.wall()))
-    }
-
-    fn wake(&self, now: Moment) -> Option<Moment> {
-        let due = if self.under_way.is_none() { self.due() } else { None };
-        // A due moment in the past is one that plan() has just turned down; it cannot be, but must not spin.
-        let due = due.map(|due| due.max(now + Duration::from_millis(1)));
-        let until = self.elector.tenure().map(|t| t.until);
-        due.into_iter().chain(until).min()
-    }
-
-    fn send(&mut self, now: Moment, request: Request) {
-        let params = *self.elector.params();
-        let left = (self.attempt_began + params.renew_deadline).since(now);
-        let within = params.request_timeout().min(left);
-        let store = Arc::clone(&self.store);
-        self.under_way = Some(Box::pin(async move {
-            let call = async {
-                match request {
-                    Request::Get => store.get().await,
-                    Request::Create(record) => store.create(record).await,
-                    Request::Replace(last, record) => store.replace(*last, record).await,
-                }
-            };
-            tokio::time::timeout(within, call).await.unwrap_or(Err(StoreError::TimedOut(within)))
-        }));
-    }
-
-    fn take(&mut self, answer: Result<Lease, StoreError>) {
-        self.under_way = None;
-        let now = self.clock.now();
-        if self.elector.lapse(now) {
-            self.prompted = true;
-        }
-        self.note(answer.as_ref().err());
-        let before = self.elector.record().cloned();
-        let verdict = self.elector.answer(now, self.clock.wall(), answer.as_ref().map(Lease::clone));
-        match verdict {
-            Verdict::Continue(write @ Request::Replace(..)) if self.fall.is_some() => {
-                if let Some(fall) = &mut self.fall {
-                    fall.write = Some(write);
-                }
-            }
-            Verdict::Continue(request) => self.send(now, request),
-            Verdict::Done(outcome) => self.done(now, outcome),
-        }
-        if self.elector.record() != before.as_ref() && self.elector.holder() != Some(self.elector.identity()) {
-            self.check_watch();
-        }
-    }
-
-    fn done(&mut self, now: Moment, outcome: Outcome) {
-        let params = *self.elector.params();
-        if let Some(fall) = &self.fall {
-            if outcome == Outcome::Failed {
-                self.earliest = now + params.impatience() / 4;
-            } else {
-                self.earliest = now;
-                self.others_first = now + fall.head_start;
-                self.fall = None;
-            }
-            return;
-        }
-        self.earliest = match outcome {
-            Outcome::Won => now + params.retry,
-            Outcome::Collided if self.elector.tenure().is_some() => now + params.impatience(),
-            Outcome::Failed => (self.attempt_began + params.impatience()).max(now + Duration::from_millis(50)),
-            // Told by whoever won; and when the watch is broken, at the usual interval.
-            Outcome::Held if self.watching => now,
-            Outcome::Held | Outcome::Collided | Outcome::Released | Outcome::NotOurs => {
-                now + params.retry.mul_f64(self.rng.random_range(1.0..2.2))
-            }
-        };
-    }
-
-    fn see(&mut self, sight: Option<Sight>) {
-        let now = self.clock.now();
-        match sight {
-            Some(Sight::Lease(lease)) => {
-                self.watching = true;
-                self.unseen_by_watch = false;
-                let led = self.elector.tenure().is_some();
-                if self.elector.sight(now, self.clock.wall(), *lease) {
-                    let ended = led && self.elector.tenure().is_none();
-                    if ended {
-                        self.elector.stand_down();
-                        self.under_way = None;
-                    }
-                    // A leader looks at once at what was done to its Lease; a candidate takes at once what was released.
-                    let ours = self.elector.holder() == Some(self.elector.identity());
-                    let free = self.elector.record().is_some_and(|r| r.is_release());
-                    self.prompted |= if led { !ours } else { free };
-                    if free {
-                        self.earliest = self.earliest.min(now);
-                    }
-                }
-            }
-            Some(Sight::Gone) => {
-                self.watching = true;
-                self.prompted = true;
-            }
-            Some(Sight::Broken(error)) => {
-                self.watching = false;
-                if self.watch_trouble.is_none() {
-                    tracing::warn!(error = chain(&error), "cannot watch the Lease; reading it at intervals");
-                }
-                self.watch_trouble = Some(chain(&error));
-            }
-            None => {
-                self.watching = false;
-                self.sights = futures::stream::pending().boxed();
-            }
-        }
-        if self.watching {
-            self.watch_trouble = None;
-        }
-    }
-
-    /// A watch whose connection died silently shows nothing: twice in a row a get knew better, so watch anew.
-    fn check_watch(&mut self) {
-        if self.unseen_by_watch {
-            tracing::info!("the watch on the Lease shows nothing of its changes; watching anew");
-            self.watching = false;
-            self.sights = self.store.watch();
-        }
-        self.unseen_by_watch = !self.unseen_by_watch;
-    }
-
-    fn note(&mut self, error: Option<&StoreError>) {
-        let trouble = error
-            .filter(|e| matches!(e, StoreError::Forbidden { .. } | StoreError::TimedOut(_) | StoreError::Other { .. }));
-        match (&self.trouble, trouble) {
-            (None, Some(error)) => tracing::warn!(error = chain(error), "the Lease cannot be reached"),
-            (Some(_), None) => tracing::info!("the Lease is reached again"),
-            _ => {}
-        }
-        self.trouble = trouble.map(|e| chain(e));
-    }
-}
-
-impl<S, C, R> Drop for Driver<S, C, R> {
-    fn drop(&mut self) {
-        // Also when aborted: whoever looks at the last value must not find us leading.
-        self.gate.lock().leading = false;
-        self.leadership.send_if_modified(|old| {
-            let led = matches!(old, Leadership::Leading(_));
-            led && replace(old, Leadership::Following { holder: None })
-        });
-    }
-}
-
-fn replace<T: PartialEq>(old: &mut T, new: T) -> bool {
-    let changed = *old != new;
-    *old = new;
-    changed
-}
-
-/// The error with its causes; kube's errors repeat theirs in their own text.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        next = cause.source();
-    }
-    text
-}
-
-async fn sleep_for(time: Option<Duration>) {
-    match time {
-        Some(time) => tokio::time::sleep(time).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn answer(under_way: &mut Option<Answer>) -> Result<Lease, StoreError> {
-    match under_way {
-        Some(request) => request.await,
-        None => std::future::pending().await,
     }
 }

@@ -5,13 +5,12 @@
 //! that is done. What a watch shows goes to [`Elector::sight`] at any time, also in the middle of an attempt. Whether an
 //! attempt may be made at all (quiet, eligible) is the campaign's to know.
 
-use std::cmp::Ordering;
 use std::mem;
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 
+use super::view::View;
 use super::{Params, ParamsError, Record, StoreError, Tenure};
 use crate::clock::Moment;
 
@@ -63,15 +62,6 @@ pub struct Takeover {
     pub written: Moment,
 }
 
-#[derive(Clone, Debug)]
-struct Observed {
-    record: Record,
-    /// When this process first saw this record.
-    seen: Moment,
-    /// The newest object with this record.
-    lease: Lease,
-}
-
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Idle,
@@ -93,13 +83,7 @@ enum Step {
 #[derive(Clone, Debug)]
 pub struct Elector {
     params: Params,
-    identity: String,
-    observed: Option<Observed>,
-    /// Until when a holder counts that vanished without releasing (S13).
-    guard: Option<Moment>,
-    last_read: Option<Moment>,
-    /// No read has succeeded since `last_read`, though one was tried.
-    blind: bool,
+    view: View,
     /// A write of ours may have landed without our knowing.
     uncertain: bool,
     tenure: Option<Tenure>,
@@ -118,11 +102,7 @@ impl Elector {
         }
         Ok(Self {
             params: params.check()?,
-            identity,
-            observed: None,
-            guard: None,
-            last_read: None,
-            blind: false,
+            view: View::new(identity),
             uncertain: false,
             tenure: None,
             takeover: None,
@@ -138,7 +118,7 @@ impl Elector {
 
     /// Who we are.
     pub fn identity(&self) -> &str {
-        &self.identity
+        self.view.identity()
     }
 
     /// Our tenure, if we lead.
@@ -153,12 +133,12 @@ impl Elector {
 
     /// The holder as last seen: empty if nobody, `None` if there is no Lease or the API is away.
     pub fn holder(&self) -> Option<&str> {
-        self.observed.as_ref().filter(|_| !self.blind).map(|o| o.record.holder.as_str())
+        self.view.holder()
     }
 
     /// The record as last seen.
     pub fn record(&self) -> Option<&Record> {
-        self.observed.as_ref().map(|o| &o.record)
+        self.view.record()
     }
 
     /// Our wall clock minus the `renewTime` of another's renewal at the moment it was seen: how far ours is ahead **at
@@ -169,7 +149,7 @@ impl Elector {
 
     /// Whether the Lease names us, or may do so by a write whose answer was lost.
     pub fn may_be_ours(&self) -> bool {
-        self.uncertain || self.observed.as_ref().is_some_and(|o| o.record.holder == self.identity)
+        self.uncertain || self.view.ours().is_some()
     }
 
     /// Ends a tenure whose time is over, and the attempt with it. True if that happened.
@@ -197,22 +177,15 @@ impl Elector {
     /// When a candidate that is told nothing by a watch should attempt: when the holder's term is over, and before
     /// that when it has been silent for twice the retry period, since silence counts only as far as we can read.
     pub fn due(&self) -> Moment {
-        let Some(last_read) = self.last_read else { return Moment::default() };
-        let Some(o) = &self.observed else { return self.guard.unwrap_or_default() };
-        if o.record.holder.is_empty() || o.record.holder == self.identity {
-            return self.guard.unwrap_or_default();
-        }
-        let retry = self.params.retry;
-        let probe = if last_read <= o.seen { o.seen + retry * 2 } else { last_read + retry };
-        self.held_until().min(probe)
+        self.view.due(self.params.retry)
     }
 
     /// Begins an attempt to take or renew.
     pub fn next(&mut self, now: Moment, wall: Timestamp) -> Request {
-        let Some(o) = &self.observed else { return self.get(now) };
-        let ours = o.record.holder == self.identity && o.seen + o.record.duration() > now;
+        let Some(o) = self.view.observed() else { return self.get(now) };
+        let ours = self.view.ours().is_some() && o.seen + o.record.duration() > now;
         // A release seen by the watch saves the get: if anybody was faster, the resourceVersion says so.
-        if self.held_until() <= now && (ours || o.record.is_release()) {
+        if self.view.held_until() <= now && (ours || o.record.is_release()) {
             self.write(now, now, wall, true)
         } else {
             self.get(now)
@@ -242,14 +215,14 @@ impl Elector {
             }
             (Step::Getting { started }, Ok(lease)) => {
                 self.absorb(now, lease);
-                if self.held_until() > started || (led && self.tenure.is_none()) {
+                if self.view.held_until() > started || (led && self.tenure.is_none()) {
                     return Verdict::Done(Outcome::Held);
                 }
                 Verdict::Continue(self.write(started, now, wall, false))
             }
             (Step::Getting { started }, Err(StoreError::NotFound)) => {
                 let carried = self.missing(now);
-                if self.guard.is_some_and(|guard| guard > started) {
+                if self.view.held_until() > started {
                     return Verdict::Done(Outcome::Held);
                 }
                 let fresh = self.record_now(wall);
@@ -262,7 +235,7 @@ impl Elector {
                 Verdict::Continue(Request::Create(record))
             }
             (Step::Getting { .. }, Err(_)) => {
-                self.blind = true;
+                self.view.blind();
                 Verdict::Done(Outcome::Failed)
             }
             (Step::Writing { started, sent, silent_since, .. }, Ok(lease)) => {
@@ -286,7 +259,7 @@ impl Elector {
                 Verdict::Done(Outcome::NotOurs)
             }
             (Step::ReleaseGetting, Err(_)) => {
-                self.blind = true;
+                self.view.blind();
                 Verdict::Done(Outcome::Failed)
             }
             (Step::ReleaseWriting, Ok(lease)) => {
@@ -303,11 +276,11 @@ impl Elector {
 
     /// Takes what a watch shows. True if the record changed. May end the tenure, never begins one.
     pub fn sight(&mut self, now: Moment, wall: Timestamp, lease: Lease) -> bool {
-        let before = self.observed.as_ref().map(|o| o.record.holder.clone());
+        let before = self.view.observed().map(|o| o.record.holder.clone());
         let changed = self.absorb(now, lease);
-        if let Some(o) = self.observed.as_ref().filter(|_| changed)
+        if let Some(o) = self.view.observed().filter(|_| changed)
             && let Some(renewed) = o.record.renewed
-            && o.record.holder != self.identity
+            && self.view.ours().is_none()
             // Only a renewal by a known holder is as fresh as it looks; the first sight may be of an old one.
             && before.as_deref() == Some(o.record.holder.as_str())
         {
@@ -325,7 +298,7 @@ impl Elector {
     fn record_now(&self, wall: Timestamp) -> Record {
         let wall = whole_micros(wall);
         Record {
-            holder: self.identity.clone(),
+            holder: self.view.identity().to_owned(),
             // `Params::check` has seen that it fits.
             duration_seconds: i32::try_from(self.params.lease.as_secs()).unwrap_or(i32::MAX),
             acquired: Some(wall),
@@ -335,15 +308,16 @@ impl Elector {
     }
 
     fn write(&mut self, started: Moment, now: Moment, wall: Timestamp, fast: bool) -> Request {
-        let Some(o) = &self.observed else { return self.get(started) };
+        let Some(o) = self.view.observed() else { return self.get(started) };
         let fresh = self.record_now(wall);
-        let record = if o.record.holder == self.identity {
+        let record = if self.view.ours().is_some() {
             Record { acquired: o.record.acquired, transitions: o.record.transitions, ..fresh }
         } else {
             Record { transitions: o.record.transitions.saturating_add(1), ..fresh }
         };
+        let request = Request::Replace(Box::new(o.lease.clone()), record);
         self.step = Step::Writing { started, sent: now, silent_since: o.seen.min(started), fast };
-        Request::Replace(Box::new(o.lease.clone()), record)
+        request
     }
 
     /// Our record was written.
@@ -351,7 +325,7 @@ impl Elector {
         let held = self.tenure;
         self.absorb(now, lease);
         self.uncertain = false;
-        let Some(o) = self.observed.as_ref().filter(|o| o.record.holder == self.identity) else {
+        let Some(o) = self.view.ours() else {
             // The watch has shown a successor while the answer was on its way, or something rewrote what we sent.
             return Outcome::Held;
         };
@@ -359,17 +333,18 @@ impl Elector {
         if until <= now || (held.is_some() && self.tenure.is_none()) {
             return Outcome::Failed;
         }
-        self.guard = None;
+        let transitions = o.record.transitions;
+        self.view.forget_guard();
         if held.is_none() {
             self.takeover = Some(Takeover { silent_since, detected: started, written: now });
         }
         let since = held.map_or(now, |t| t.since);
-        self.tenure = Some(Tenure { since, until, transitions: o.record.transitions });
+        self.tenure = Some(Tenure { since, until, transitions });
         Outcome::Won
     }
 
     fn release_write(&mut self, wall: Timestamp) -> Verdict {
-        let Some(o) = self.observed.as_ref().filter(|o| o.record.holder == self.identity) else {
+        let Some(o) = self.view.ours() else {
             self.uncertain = false;
             return Verdict::Done(Outcome::NotOurs);
         };
@@ -379,79 +354,27 @@ impl Elector {
             transitions: o.record.transitions,
             ..self.record_now(wall)
         };
+        let request = Request::Replace(Box::new(o.lease.clone()), record);
         self.step = Step::ReleaseWriting;
-        Verdict::Continue(Request::Replace(Box::new(o.lease.clone()), record))
+        Verdict::Continue(request)
     }
 
-    /// Until when the Lease may not be taken; in the past if it is free. Ours is free to us.
-    fn held_until(&self) -> Moment {
-        let guard = self.guard.unwrap_or_default();
-        match &self.observed {
-            Some(Observed { record, seen, .. }) if !record.holder.is_empty() && record.holder != self.identity => {
-                guard.max(*seen + record.duration())
-            }
-            _ => guard,
-        }
-    }
-
-    /// A read has succeeded. Time in which reads failed does not count as a holder's silence.
-    fn read(&mut self, now: Moment) -> Duration {
-        let unseen =
-            if self.blind { self.last_read.map_or(Duration::ZERO, |last| now.since(last)) } else { Duration::ZERO };
-        self.blind = false;
-        self.last_read = Some(now);
-        unseen
-    }
-
-    /// Takes a Lease from an answer or a watch. True if the record changed; an older one than we know is passed over.
+    /// As [`View::absorb`], with what it means for the tenure.
     fn absorb(&mut self, now: Moment, lease: Lease) -> bool {
-        let unseen = self.read(now);
-        let record = Record::from(&lease);
-        match &mut self.observed {
-            Some(old) if older(&lease, &old.lease) => return false,
-            Some(old) if old.record == record => {
-                old.lease = lease;
-                old.seen = old.seen + unseen;
-                self.guard = self.guard.map(|guard| guard + unseen);
-                return false;
+        let changed = self.view.absorb(now, lease);
+        if changed {
+            self.uncertain = false;
+            if self.view.record().is_some_and(|r| r.is_release() || self.view.held_by_another()) {
+                self.tenure = None;
             }
-            _ => {}
         }
-        if record.is_release() {
-            self.guard = None;
-        } else {
-            self.keep_guard(Some(&record.holder));
-        }
-        let named_away = record.is_release() || (!record.holder.is_empty() && record.holder != self.identity);
-        if named_away {
-            self.tenure = None;
-        }
-        self.uncertain = false;
-        self.observed = Some(Observed { record, seen: now, lease });
-        true
+        changed
     }
 
     /// There is no Lease. Gives our own last record, if it was ours.
     fn missing(&mut self, now: Moment) -> Option<Record> {
-        let unseen = self.read(now);
-        self.guard = self.guard.map(|guard| guard + unseen);
-        if let Some(old) = &mut self.observed {
-            old.seen = old.seen + unseen;
-        }
         self.uncertain = false;
-        self.keep_guard(None);
-        self.observed.take().map(|o| o.record).filter(|r| r.holder == self.identity)
-    }
-
-    /// A holder that gives way to `successor` without releasing counts until its term is over.
-    fn keep_guard(&mut self, successor: Option<&str>) {
-        if let Some(old) = &self.observed
-            && !old.record.holder.is_empty()
-            && old.record.holder != self.identity
-            && successor != Some(old.record.holder.as_str())
-        {
-            self.guard = self.guard.max(Some(old.seen + old.record.duration()));
-        }
+        self.view.missing(now)
     }
 }
 
@@ -463,18 +386,4 @@ fn outcome_unknown(error: &StoreError) -> bool {
 /// The API server keeps microseconds: what we compare must be what comes back.
 fn whole_micros(wall: Timestamp) -> Timestamp {
     Timestamp::from_microsecond(wall.as_microsecond()).unwrap_or(wall)
-}
-
-/// Whether `a` is an older state of the Lease than `b`. A watch may lag behind our own answers, and what it then shows
-/// must not look like news. Resource versions compare as decimal numbers (Kubernetes KEP-5504, and etcd revisions
-/// before); where they are not numbers nothing is known to be older.
-fn older(a: &Lease, b: &Lease) -> bool {
-    let version = |lease: &Lease| {
-        let text = lease.metadata.resource_version.clone()?;
-        text.bytes().all(|b| b.is_ascii_digit()).then(|| text.trim_start_matches('0').to_owned())
-    };
-    match (version(a), version(b)) {
-        (Some(a), Some(b)) => a.len().cmp(&b.len()).then_with(|| a.cmp(&b)) == Ordering::Less,
-        _ => false,
-    }
 }

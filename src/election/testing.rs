@@ -77,6 +77,8 @@ pub enum Fate {
     AnswerLost,
     /// Carried out, never answered.
     Stuck,
+    /// Neither carried out nor answered.
+    Swallowed,
 }
 
 /// How unreliable the way is.
@@ -110,6 +112,7 @@ impl LeaseServer {
             server: self.clone(),
             name: name.to_owned(),
             way: watch::channel(Way::Open).0,
+            deaf: watch::channel(0).0,
             weather: Mutex::default(),
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
             script: Mutex::new(None),
@@ -197,6 +200,8 @@ struct Client {
     server: LeaseServer,
     name: String,
     way: watch::Sender<Way>,
+    /// Number of times that the watches of the time went silent for good.
+    deaf: watch::Sender<usize>,
     weather: Mutex<Weather>,
     rng: Mutex<StdRng>,
     script: Mutex<Option<Script>>,
@@ -217,6 +222,11 @@ impl LeaseClient {
     /// Sets the weather.
     pub fn weather(&self, weather: Weather) {
         *self.0.weather.lock().unwrap_or_else(PoisonError::into_inner) = weather;
+    }
+
+    /// The connections of the present watches die, and nobody says so.
+    pub fn deafen(&self) {
+        self.0.deaf.send_modify(|times| *times += 1);
     }
 
     /// Lets `script` decide on each request by its verb, in place of the weather.
@@ -280,6 +290,7 @@ impl LeaseClient {
                 }
                 Fate::Answered => this.0.server.carry_out(request),
                 Fate::AnswerLost => this.0.server.carry_out(request).and(Err(unreachable(verb))),
+                Fate::Swallowed => std::future::pending().await,
                 Fate::Stuck => {
                     let _ = this.0.server.carry_out(request);
                     std::future::pending().await
@@ -341,11 +352,16 @@ impl LeaseStore for LeaseClient {
     }
 
     fn watch(&self) -> BoxStream<'static, Sight> {
-        stream::unfold((self.clone(), None, false), |(client, mut shown, mut broken)| async move {
+        let mut deaf = self.0.deaf.subscribe();
+        deaf.mark_unchanged();
+        let sights = stream::unfold((self.clone(), None, false), |(client, mut shown, mut broken)| async move {
             let sight = client.next_sight(&mut shown, &mut broken).await;
             Some((sight, (client, shown, broken)))
-        })
-        .boxed()
+        });
+        let dead = async move {
+            let _ = deaf.changed().await;
+        };
+        sights.take_until(dead).chain(stream::pending()).boxed()
     }
 }
 

@@ -119,9 +119,12 @@ impl Firewall for NetlinkFirewall {
         for step in &transaction.0 {
             self.remember(step)?;
         }
-        // Each commit counts one: if the count is higher, somebody else was at it too, and we must look.
+        // Each commit counts one: if the count is higher, somebody else was at it too, and we must look. One that does
+        // nothing, such as emptying an empty set, counts none, and would hide somebody else's.
+        let counts =
+            transaction.0.iter().any(|step| !matches!(step, Step::Refill { elements, .. } if elements.is_empty()));
         let now = self.generation()?;
-        self.sound = before.filter(|before| before.wrapping_add(1) == now).map(|_| now);
+        self.sound = before.filter(|before| counts && before.wrapping_add(1) == now).map(|_| now);
         Ok(())
     }
 

@@ -543,3 +543,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_thousand_services_of_ten_backends_are_translated_whole() {
+    let services: Vec<Service> = (0..1000u32)
+        .map(|n| {
+            service(json!({
+                "metadata": {"name": format!("s{n}")},
+                "spec": {"ports": [{"name": "http", "protocol": "TCP", "port": 1000 + n}]},
+            }))
+        })
+        .collect();
+    let slices: Vec<EndpointSlice> = (0..1000u32)
+        .map(|n| {
+            let endpoints = (0..10u32).map(|e| ready(&format!("10.{}.{}.{}", n / 250, n % 250, e + 1))).collect();
+            let service = json!({"kubernetes.io/service-name": format!("s{n}")});
+            slice_with(json!({
+                "metadata": {"name": format!("s{n}-1"), "labels": service}, "endpoints": Value::Array(endpoints),
+            }))
+        })
+        .collect();
+    let translation = run(&services, &slices);
+    let forwards = &translation.forwards[&wg0().name];
+    assert_eq!(forwards.len(), 1000);
+    assert!(forwards.values().all(|forward| forward.backends.len() == 10));
+}

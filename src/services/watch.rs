@@ -30,7 +30,8 @@ const PAGE: u32 = 100;
 /// Selects the EndpointSlices of `default/kubernetes`.
 const CONTROL_PLANE_LABEL: &str = "kubernetes.io/service-name=kubernetes";
 
-/// All that is known of the cluster's Services. Each list is in order of name; `None`: not heard of yet.
+/// All that is known of the cluster's Services. Each list is in order of name; `None`: not heard of yet; empty also
+/// where RBAC forbids to read it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Inputs {
     /// Services of type LoadBalancer, and others that still carry an address in their status.
@@ -135,6 +136,15 @@ async fn follow<T, K>(
                 }
                 Some(Err(error)) => {
                     tracing::debug!(kind = %K::kind(&()), %error, "watch interrupted");
+                    if !mirror.listed && forbidden(&error) {
+                        // What may not be read must not keep the rest, the control plane first of all, from being
+                        // forwarded. The layer below tells which rule is missing.
+                        sender.send_if_modified(|inputs| {
+                            let before = inputs.clone();
+                            store(Arc::make_mut(inputs), Vec::new());
+                            *inputs != before
+                        });
+                    }
                     let wait = backoff.wait();
                     // What is known already goes out before the wait.
                     if due.take().is_some() {
@@ -147,6 +157,10 @@ async fn follow<T, K>(
             }
         }
     }
+}
+
+fn forbidden(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 403)
 }
 
 #[expect(clippy::disallowed_methods, reason = "a timer's deadline, nothing that is decided upon")]

@@ -25,6 +25,9 @@ const BATCH: usize = 64;
 /// The largest datagram, and so the largest packet.
 const LARGEST: usize = 65_536;
 
+/// Bytes of datagrams the kernel keeps for us while we are not running; beyond `rmem_max` with NET_ADMIN only.
+const RECEIVE_BUFFER: usize = 2 << 20;
+
 /// How long to wait after an error that may pass before trying again.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -69,6 +72,8 @@ impl Udp {
     /// Takes over a socket of [`bind`]. Inside the runtime that will drive it.
     pub(super) fn new(socket: std::net::UdpSocket) -> io::Result<Self> {
         let ipv6 = socket.local_addr()?.is_ipv6();
+        // In a user namespace it is refused; the default serves, at the price of bursts.
+        let _ = socket::setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER);
         Ok(Self { socket: Arc::new(UdpSocket::from_std(socket)?), ipv6, initiated: Arc::default() })
     }
 

@@ -213,6 +213,10 @@ impl HostNet for KernelNet {
         self.missing(plan).await.map(|(_, _, missing)| missing)
     }
 
+    async fn probe(&self, plan: &LinkPlan) -> Result<(), HostError> {
+        super::probe::send(plan).map_err(|source| HostError::Failed { doing: "probing the hub".to_owned(), source })
+    }
+
     async fn detach(&self, plan: &LinkPlan) -> Result<(), HostError> {
         let table = plan.slot.routing_table();
         let mut errors = Vec::new();

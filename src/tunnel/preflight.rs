@@ -43,21 +43,21 @@ pub async fn preflight(choice: BackendChoice, rtnl: &Rtnl) -> Result<Backend, Ve
     if !effective_capabilities().is_ok_and(|held| held >> NET_ADMIN & 1 == 1) {
         missing.push(Missing::NetAdmin);
     }
-    if let Err(error) = ask_netfilter(NF_TABLES_GET_GENERATION) {
-        missing.push(Missing::NfTables(error));
-    }
-    if let Err(error) = ask_netfilter(CONNTRACK_GET_STATS) {
-        missing.push(Missing::Conntrack(error));
-    }
+    // What only follows from the missing capability is not worth a line of its own.
+    let worth_telling = |error: &io::Error| error.raw_os_error() != Some(Errno::EPERM as i32);
+    missing.extend(ask_netfilter(NF_TABLES_GET_GENERATION).err().filter(worth_telling).map(Missing::NfTables));
+    missing.extend(ask_netfilter(CONNTRACK_GET_STATS).err().filter(worth_telling).map(Missing::Conntrack));
     match backend(choice, rtnl).await {
         Ok(backend) if missing.is_empty() => return Ok(backend),
         Ok(_) => {}
-        // All that follows from the missing capability is not worth a line of its own.
-        Err(errors)
-            if errors.iter().any(|error| matches!(error, LinkError::NotPermitted { .. })) && !missing.is_empty() => {}
+        Err(errors) if !missing.is_empty() && errors.iter().all(follows_from_capability) => {}
         Err(errors) => missing.push(Missing::Wireguard(errors)),
     }
     Err(missing)
+}
+
+fn follows_from_capability(error: &LinkError) -> bool {
+    matches!(error, LinkError::NotPermitted { .. })
 }
 
 async fn backend(choice: BackendChoice, rtnl: &Rtnl) -> Result<Backend, Vec<LinkError>> {

@@ -3,8 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use hickory_resolver::TokioResolver;
 use hickory_resolver::config::LookupIpStrategy;
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::{ResolverBuilder, TokioResolver};
 
 use crate::secret::Host;
 use crate::tunnel::Nic;
@@ -53,15 +55,18 @@ pub struct Resolver {
 impl Resolver {
     /// Reads the configuration. Inside a tokio runtime.
     pub fn new() -> Result<Self, ResolveError> {
-        let unusable = |error: hickory_resolver::net::NetError| ResolveError::Unusable(error.to_string());
-        let mut builder = TokioResolver::builder_tokio().map_err(unusable)?;
+        let unusable = |error: NetError| ResolveError::Unusable(error.to_string());
+        Self::build(TokioResolver::builder_tokio().map_err(unusable)?).map_err(unusable)
+    }
+
+    fn build(mut builder: ResolverBuilder<TokioRuntimeProvider>) -> Result<Self, NetError> {
         let options = builder.options_mut();
         options.timeout = PATIENCE / 2;
         options.attempts = 1;
         options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
         // We ask when an answer has run out, and then want a new one.
         options.cache_size = 0;
-        Ok(Self { dns: builder.build().map_err(unusable)? })
+        Ok(Self { dns: builder.build()? })
     }
 
     /// The addresses of `host`, those first that `nic` can reach.
@@ -109,6 +114,8 @@ fn preferred(mut addresses: Vec<IpAddr>, nic: &Nic) -> Vec<IpAddr> {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+
     use super::*;
 
     fn nic(ipv4: bool, ipv6: bool) -> Nic {
@@ -124,6 +131,59 @@ mod tests {
         assert_eq!(texts(preferred(all.clone(), &nic(true, true))), v4_first);
         assert_eq!(texts(preferred(all.clone(), &nic(true, false))), v4_first);
         assert_eq!(texts(preferred(all, &nic(false, true))), v6_first);
+    }
+
+    /// A name server of three lines: answers every question for an A record with these, the rest with nothing.
+    async fn name_server(address: Ipv4Addr, ttl: u32) -> std::net::SocketAddr {
+        let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let at = socket.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut bytes = [0; 512];
+            while let Ok((length, asker)) = socket.recv_from(&mut bytes).await {
+                let end = 12 + bytes[12..length].iter().position(|byte| *byte == 0).unwrap() + 5;
+                let is_a = bytes[end - 4..end] == [0, 1, 0, 1];
+                // The question back, as an answer (RFC 1035, 4.1.1), without the asker's additional records.
+                let mut answer = bytes[..end].to_vec();
+                answer[2..4].copy_from_slice(&[0x81, 0x80]);
+                answer[6..12].copy_from_slice(&[0, u8::from(is_a), 0, 0, 0, 0]);
+                if is_a {
+                    answer.extend([0xc0, 12, 0, 1, 0, 1]);
+                    answer.extend(ttl.to_be_bytes());
+                    answer.extend([0, 4]);
+                    answer.extend(address.octets());
+                }
+                socket.send_to(&answer, asker).await.unwrap();
+            }
+        });
+        at
+    }
+
+    fn asking(server: std::net::SocketAddr) -> Resolver {
+        let mut connection = ConnectionConfig::udp();
+        connection.port = server.port();
+        let server = NameServerConfig::new(server.ip(), true, vec![connection]);
+        let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+        Resolver::build(TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_answer_holds_for_its_ttl_within_bounds() {
+        for (ttl, least, most) in [(0, 1, 1), (30, 20, 30), (86_400, 60, 60)] {
+            let resolver = asking(name_server(Ipv4Addr::new(192, 0, 2, 7), ttl).await);
+            let host = Host::Name("hub.example.".to_owned());
+            let resolved = resolver.resolve(&host, 51820, &nic(true, false)).await.unwrap();
+            assert_eq!(resolved.addresses, ["192.0.2.7:51820".parse().unwrap()]);
+            let seconds = resolved.valid_for.unwrap().as_secs_f64();
+            assert!((f64::from(least) - 0.5..=f64::from(most)).contains(&seconds), "TTL {ttl}: {seconds} s");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_server_that_says_nothing_is_given_up_on_with_the_name_and_what_to_check() {
+        let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let resolver = asking(silent.local_addr().unwrap());
+        let error = resolver.resolve(&Host::Name("hub.example.".to_owned()), 1, &nic(true, false)).await.unwrap_err();
+        assert!(error.to_string().contains("hub.example.") && error.to_string().contains("peerEndpoint"), "{error}");
     }
 
     #[tokio::test]

@@ -283,6 +283,14 @@ impl HostNet for FakePod {
         Ok(missing(plan, &link.done))
     }
 
+    async fn probe(&self, plan: &LinkPlan) -> Result<(), HostError> {
+        let answered = self.state().hub_answers;
+        if answered {
+            self.carry(&plan.name, 96, 96);
+        }
+        Ok(())
+    }
+
     async fn detach(&self, plan: &LinkPlan) -> Result<(), HostError> {
         self.host_call(Call::Detach, Some(&plan.name))?;
         if let Some(link) = self.state().links.get_mut(&plan.name) {

@@ -65,6 +65,14 @@ impl Userspace {
         self.links.lock().unwrap_or_else(PoisonError::into_inner).remove(tunnel)
     }
 
+    async fn mark(&self, plan: &LinkPlan) -> Result<(), LinkError> {
+        let name = plan.name.as_str();
+        let link = self.rtnl.link(name).await.map_err(failed("looking for the new link"))?;
+        let index = link.ok_or_else(|| LinkError::Lost { name: name.to_owned() })?.index;
+        let alias = vec![LinkAttribute::IfAlias(plan.alias())];
+        self.rtnl.change(index, alias).await.map_err(failed("marking the new link as wirevip's"))
+    }
+
     async fn order<T>(
         &self,
         tunnel: &TunnelName,
@@ -113,10 +121,12 @@ impl LinkBackend for Userspace {
         let task = self.spawn(actor).ok_or_else(|| LinkError::Lost { name: name.to_owned() })?;
         made.await.map_err(|_| LinkError::Lost { name: name.to_owned() })??;
         self.links.lock().unwrap_or_else(PoisonError::into_inner).insert(plan.name.clone(), Actor { orders, task });
-        let alias = LinkAttribute::IfAlias(plan.alias());
-        let link = self.rtnl.link(name).await.map_err(failed("looking for the new link"))?;
-        let index = link.ok_or_else(|| LinkError::Lost { name: name.to_owned() })?.index;
-        self.rtnl.change(index, vec![alias]).await.map_err(failed("marking the new link as wirevip's"))
+        let marked = self.mark(plan).await;
+        if marked.is_err() {
+            // The first error is the one to tell.
+            let _ = self.remove(&plan.name).await;
+        }
+        marked
     }
 
     async fn fresh_peer(&self, plan: &LinkPlan) -> Result<(), LinkError> {

@@ -1,6 +1,6 @@
 //! The Secret changes while tunnels serve.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use lab::api::{Kind, Resource};
 use lab::clock::{now, until};
 use lab::keys::KeyPair;
@@ -62,7 +62,11 @@ fn a_changed_keepalive_keeps_link_and_flows(api: Kind) -> Result<()> {
         let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::TcpLong)?;
         probe.steady_since(now(), 100, SOON)?;
         let leader = world.wait_leader(0, None, SOON)?;
-        let link = |world: &lab::World| world.sidecar(leader)?.netns.sh("cat /sys/class/net/wg0/ifindex");
+        // `ip` says `7: wg0: <…>`: the index changes when a link is made anew.
+        let link = |world: &lab::World| {
+            let text = world.sidecar(leader)?.netns.sh("ip -o link show wg0")?;
+            text.split(':').next().map(str::to_owned).context("no link")
+        };
         let (event, before) = (now(), link(world)?);
         let changed = world.spec.tunnels[0].clone().with("persistentKeepalive: 1");
         world.put_secret(&[changed])?;

@@ -35,7 +35,6 @@ const SETTLE: Duration = Duration::from_millis(300);
 fn spec(api: Kind) -> WorldSpec {
     WorldSpec::default()
         .bin(env!("CARGO_BIN_EXE_wirevip"))
-        .manifests(concat!(env!("CARGO_MANIFEST_DIR"), "/manifests"))
         .api(api)
 }
 

@@ -144,18 +144,18 @@ fn beside_a_frozen_leader_nobody_can_speak_in_its_name(api: Kind) -> Result<()> 
         let sidecar = world.sidecar(leader)?;
         let from = SocketAddrV4::new(plan::sidecar(leader), 51820);
         let to = SocketAddrV4::new(world.hubs[0].address, plan::HUB_PORT);
-        let forged = |from| forge::send(&sidecar.netns, from, to, &[9; 40]);
+        let forged = |from, kind| forge::send(&sidecar.netns, from, to, &[kind; 40]);
         let count = || {
             let heard = world.hubs[0].heard();
             heard.iter().filter(|h| h.kind == Message::Other(9) && h.node() == Some(leader)).count()
         };
         // While it leads, even a forged packet passes: so what is refused later is refused by the fence.
-        assert!(forged(from)?);
+        assert!(forged(from, 9)?);
         until("the forged packet", SOON, || Ok((count() == 1).then_some(())))?;
         let event = sidecar.freeze()?;
         until("the end of the tenure", 2 * LEASE, || Ok((now() >= event + LEASE).then_some(())))?;
-        assert!(!forged(from)?, "a packet from the tunnel's port passed after the tenure");
-        assert!(forged(SocketAddrV4::new(*from.ip(), 40_000))?, "other ports are none of the fence's business");
+        assert!(!forged(from, 9)?, "a packet from the tunnel's port passed after the tenure");
+        assert!(forged(SocketAddrV4::new(*from.ip(), 40_000), 8)?, "other ports are none of the fence's business");
         assert_eq!(count(), 1);
         Ok(())
     })

@@ -171,7 +171,9 @@ async fn work(kubeconfig: &str, mut inbox: async_mpsc::UnboundedReceiver<Job>, r
 /// A kube client for this kubeconfig, to be used on the thread's own runtime.
 pub async fn client(kubeconfig: &str) -> Result<Client> {
     let kubeconfig = Kubeconfig::from_yaml(kubeconfig)?;
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    // By default kube asks again by itself after a 429, 503 or 504: here every answer counts.
+    config.default_retry = false;
     Ok(Client::try_from(config)?)
 }
 

@@ -5,30 +5,27 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::Request;
 use super::identity::{Certificates, Tokens};
 use crate::netns::Netns;
+use crate::processes::{Process, Processes};
 
 const ETCD: &str = "127.0.0.1:2379";
 
-/// The two processes and their directory. All end when dropped.
-#[derive(Debug)]
+/// The two processes and their directory. All end when dropped, in the order of the fields: processes first.
 pub struct Real {
     netns: Netns,
     address: SocketAddr,
+    processes: Processes,
     directory: Directory,
-    spawner: Spawner,
-    etcd: Child,
-    server: Option<Child>,
+    etcd: Process,
+    server: Option<Process>,
 }
 
 /// A directory that is removed with this value.
@@ -57,8 +54,8 @@ impl Real {
         fs::write(at("account.pub"), account.public_key_pem())?;
         fs::write(at("tokens.csv"), tokens.file())?;
         fs::write(at("audit.yaml"), AUDIT_POLICY)?;
-        let spawner = Spawner::start()?;
-        let mut command = supervised(netns, &asset("etcd")?);
+        let processes = Processes::new()?;
+        let mut command = netns.command(&asset("etcd")?);
         command.arg("--data-dir").arg(at("etcd")).args([
             "--unsafe-no-fsync",
             "--log-level=warn",
@@ -66,8 +63,8 @@ impl Real {
             &format!("--advertise-client-urls=http://{ETCD}"),
             "--listen-peer-urls=http://127.0.0.1:2380",
         ]);
-        let etcd = spawner.spawn(command, &at("etcd.log"))?;
-        let mut real = Self { netns: netns.clone(), address, directory, spawner, etcd, server: None };
+        let etcd = processes.start("etcd", command)?;
+        let mut real = Self { netns: netns.clone(), address, directory, processes, etcd, server: None };
         real.resume()?;
         Ok(real)
     }
@@ -79,7 +76,7 @@ impl Real {
         }
         let at = |name: &str| self.directory.0.join(name).display().to_string();
         let (ip, port) = (self.address.ip(), self.address.port());
-        let mut command = supervised(&self.netns, &asset("kube-apiserver")?);
+        let mut command = self.netns.command(&asset("kube-apiserver")?);
         command.args([
             format!("--etcd-servers=http://{ETCD}"),
             format!("--bind-address={ip}"),
@@ -100,17 +97,16 @@ impl Real {
             format!("--audit-log-path={}", at("audit.log")),
             "--audit-log-mode=blocking".into(),
         ]);
-        self.server = Some(self.spawner.spawn(command, &self.directory.0.join("kube-apiserver.log"))?);
+        self.server = Some(self.processes.start("kube-apiserver", command)?);
         Ok(())
     }
 
     /// Kills the API server: connections are reset, new ones refused.
     pub fn stop(&mut self) -> Result<()> {
-        if let Some(mut server) = self.server.take() {
-            server.kill()?;
-            server.wait()?;
+        match self.server.take() {
+            Some(server) => server.sigkill(),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     pub fn freeze(&mut self) -> Result<()> {
@@ -122,22 +118,13 @@ impl Real {
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
-        let server = self.server.as_ref().context("the API server is stopped; resume it first")?;
-        kill(Pid::from_raw(i32::try_from(server.id())?), signal).context("cannot signal kube-apiserver")
+        self.server.as_ref().context("the API server is stopped; resume it first")?.signal(signal)
     }
 
-    /// An error with the end of its log if a process has ended by itself.
-    pub fn expect_running(&mut self) -> Result<()> {
-        for (child, log) in [(Some(&mut self.etcd), "etcd.log"), (self.server.as_mut(), "kube-apiserver.log")] {
-            if let Some(child) = child
-                && let Some(status) = child.try_wait()?
-            {
-                let said = fs::read_to_string(self.directory.0.join(log)).unwrap_or_default();
-                let lines: Vec<&str> = said.lines().collect();
-                bail!("{log} ends with ({status}):\n{}", lines[lines.len().saturating_sub(20)..].join("\n"));
-            }
-        }
-        Ok(())
+    /// An error with its log if a process has ended by itself.
+    pub fn expect_running(&self) -> Result<()> {
+        self.etcd.expect_running()?;
+        self.server.as_ref().map_or(Ok(()), Process::expect_running)
     }
 
     /// Every request so far, from the audit log, in the order of their answers.
@@ -146,16 +133,6 @@ impl Real {
         let lines = BufReader::new(file).lines().map_while(Result::ok);
         // The last line may be only half written.
         lines.filter_map(|line| audited(&serde_json::from_str(&line).ok()?, tokens)).collect()
-    }
-}
-
-impl Drop for Real {
-    fn drop(&mut self) {
-        for child in self.server.iter_mut().chain([&mut self.etcd]) {
-            // Both fail only if it is gone already.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 }
 
@@ -193,50 +170,17 @@ rules:
 "#;
 
 /// Where a binary is: the directories named by the environment, then PATH, then what `lab/kube/build.sh` built.
-fn asset(name: &str) -> Result<PathBuf> {
+fn asset(name: &str) -> Result<String> {
     let named = ["WIREVIP_KUBE_ASSETS", "KUBEBUILDER_ASSETS"];
     let mut places: Vec<PathBuf> = named.iter().filter_map(std::env::var_os).map(PathBuf::from).collect();
     let path = std::env::var_os("PATH").unwrap_or_default();
     // Debian's etcd 3.4 on PATH is too old; what was built here is known to be right.
     places.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/kube"));
     places.extend(std::env::split_paths(&path));
-    places.iter().map(|place| place.join(name)).find(|file| file.is_file()).with_context(|| {
+    let file = places.iter().map(|place| place.join(name)).find(|file| file.is_file());
+    file.map(|file| file.display().to_string()).with_context(|| {
         format!("no {name} found; run `lab/kube/build.sh target/kube`, or name its directory in WIREVIP_KUBE_ASSETS")
     })
-}
-
-fn supervised(netns: &Netns, program: &Path) -> Command {
-    let mut command = netns.command("setpriv");
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
-    command
-}
-
-/// Starts children from one thread that lives as long as they: the kernel's parent-death signal is sent when the
-/// *thread* that started a child ends.
-#[derive(Debug)]
-struct Spawner {
-    jobs: mpsc::Sender<(Command, mpsc::Sender<std::io::Result<Child>>)>,
-}
-
-impl Spawner {
-    fn start() -> Result<Self> {
-        let (jobs, inbox) = mpsc::channel::<(Command, mpsc::Sender<std::io::Result<Child>>)>();
-        std::thread::Builder::new().name("lab-kube-apiserver".into()).spawn(move || {
-            for (mut command, answer) in inbox {
-                let _ = answer.send(command.spawn());
-            }
-        })?;
-        Ok(Self { jobs })
-    }
-
-    fn spawn(&self, mut command: Command, log: &Path) -> Result<Child> {
-        let log = File::options().create(true).append(true).open(log)?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let program = format!("{command:?}");
-        let (answer, answered) = mpsc::channel();
-        self.jobs.send((command, answer)).map_err(|_| anyhow!("the thread that starts processes is gone"))?;
-        answered.recv()?.with_context(|| format!("cannot start {program}"))
-    }
 }
 
 /// How long a start may take on a busy machine.

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 
 use ipnet::IpNet;
 
-use crate::tunnel::LinkPlan;
+use super::LinkPlan;
 
 /// RFC 863: whoever does receive it throws it away.
 const DISCARD: u16 = 9;

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# build.sh OUTDIR: kube-apiserver, etcd (and client-go's elector, if it is here) from their Go modules, for the tests.
+#
+# What is up to date is left alone: beside each binary lies a stamp of its sources and the Go that built it. A
+# kube-apiserver or an etcd of KUBEBUILDER_ASSETS is used where it is, and one on PATH, if new enough: etcd before 3.6
+# (Debian's is 3.4) cannot tell the API server's watch cache how far it is. Exit 1, with the reason, where Go is missing.
+set -euo pipefail
+
+[ $# = 1 ] || { echo "usage: $0 OUTDIR" >&2; exit 2; }
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+
+note() { printf '   %s\n' "$*" >&2; }
+
+# usable NAME: prints where a good one is already.
+usable() {
+  local name=$1 found
+  if [ -x "${KUBEBUILDER_ASSETS:-/nonexistent}/$name" ] && [ "$KUBEBUILDER_ASSETS" != "$out" ]; then
+    echo "$KUBEBUILDER_ASSETS/$name"
+    return
+  fi
+  found=$(command -v "$name") || return 1
+  if [ "$name" = etcd ]; then
+    local version
+    version=$("$found" --version | sed -nE 's/^etcd Version: ([0-9]+\.[0-9]+).*/\1/p')
+    [ "$(printf '3.6\n%s\n' "$version" | sort -V | head -n 1)" = 3.6 ] || return 1
+  fi
+  echo "$found"
+}
+
+# build NAME DIRECTORY HOW_LONG [LINKER FLAGS]
+build() {
+  local name=$1 source=$here/$2 long=$3 flags="-s -w ${4:-}" found stamp started=$SECONDS
+  if found=$(usable "$name"); then
+    note "$name: $found is used"
+    return
+  fi
+  if ! command -v go >/dev/null; then
+    note "$name: cannot be built without Go; install it (https://go.dev/dl), or name a directory with kube-apiserver and etcd in KUBEBUILDER_ASSETS"
+    return 1
+  fi
+  stamp=$( (go version; echo "$flags"; cat "$source"/go.mod "$source"/go.sum "$source"/*.go) | sha256sum)
+  if [ -x "$out/$name" ] && [ "$(cat "$out/$name.stamp" 2>/dev/null)" = "$stamp" ]; then
+    note "$name: up to date"
+    return
+  fi
+  note "$name: building, $long the first time"
+  # Into place only when whole: an interrupted build leaves nothing that looks finished.
+  (cd "$source" && GOFLAGS=-mod=readonly go build -trimpath -ldflags "$flags" -o "$out/$name.new" .)
+  mv "$out/$name.new" "$out/$name"
+  echo "$stamp" >"$out/$name.stamp"
+  note "$name: built in $((SECONDS - started)) s"
+}
+
+# The API server tells its clients its version; a build of one's own calls itself v0.0.0 unless told.
+kubernetes=$(sed -nE 's/^\tk8s.io\/kubernetes (v[0-9.]+).*/\1/p' "$here/apiserver/go.mod")
+version=k8s.io/component-base/version
+build etcd etcd "1 min and 300 MB of Go modules"
+build kube-apiserver apiserver "3 min and 1 GB of Go modules" \
+  "-X $version.gitVersion=$kubernetes -X $version.gitMajor=1 -X $version.gitMinor=$(cut -d. -f2 <<<"$kubernetes")"
+if [ -d "$here/elector" ]; then
+  build elector elector "1 min"
+fi

@@ -1,0 +1,88 @@
+//! `lab bench`: distributions of what a client loses, and what a pod costs when nothing happens.
+
+mod churn;
+mod idle;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use lab::clock::now;
+use lab::gaps::Distribution;
+use lab::probe::{Probe, ProbeKind};
+use lab::takeover::{Takeover, milliseconds};
+use lab::{World, WorldSpec};
+
+use super::demo::Loss;
+use super::screen::Screen;
+
+const WITHIN: Duration = Duration::from_secs(30);
+
+/// Measures everything and prints it.
+pub fn run(spec: WorldSpec, runs: u32) -> Result<()> {
+    let screen = Screen::default();
+    let size = std::fs::metadata(&spec.bin).context("cannot read the program")?.len();
+    screen.tell(&format!("program: {:.1} MB", size as f64 / 1e6));
+    let mut world = World::start(spec.clone())?;
+    screen.tell(&format!("hub: {}; {} runs each; times in ms\n", world.hubs[0].kind, runs));
+    let measured = takeovers(&mut world, runs, &screen)
+        .and_then(|()| starts(&mut world, runs, &screen))
+        .and_then(|()| idle::measure(&world, &screen));
+    let logs = world.logs();
+    world.finish()?;
+    measured.context(logs)?;
+    churn::measure(spec, &screen)
+}
+
+/// One line of a table of distributions.
+pub fn line(name: &str, measured: &[Duration]) -> String {
+    let Some(d) = Distribution::of(measured) else { return format!("{name:<44} nothing measured") };
+    let [p50, p90, p99, max] = [d.p50, d.p90, d.p99, d.max].map(milliseconds);
+    format!("{name:<44} p50 {p50:>8.1}  p90 {p90:>8.1}  p99 {p99:>8.1}  max {max:>8.1}  (n={})", d.count)
+}
+
+fn takeovers(world: &mut World, runs: u32, screen: &Screen) -> Result<()> {
+    for loss in Loss::ALL {
+        let mut gaps = Vec::new();
+        let mut tcp_gaps = Vec::new();
+        let mut phases: BTreeMap<usize, (&str, Vec<Duration>)> = BTreeMap::new();
+        for _ in 0..runs {
+            let udp = Probe::start(&world.topology.client, world.web(), ProbeKind::UdpFlow)?;
+            let tcp = Probe::start(&world.topology.client, world.web(), ProbeKind::TcpAsk)?;
+            udp.steady_since(now(), 100, WITHIN)?;
+            tcp.steady_since(now(), 100, WITHIN)?;
+            let leader = world.wait_leader(0, None, WITHIN)?;
+            let event = loss.strike(world, leader)?;
+            let takeover = Takeover::measure(world, 0, &udp, leader, event, WITHIN)?;
+            tcp.steady_since(takeover.gap.to, 100, WITHIN)?;
+            gaps.push(takeover.gap.length());
+            tcp_gaps.push(tcp.gap_since(event).length());
+            for (place, (name, length)) in takeover.phases().into_iter().enumerate() {
+                phases.entry(place).or_insert((name, Vec::new())).1.push(length);
+            }
+            drop((udp, tcp));
+            loss.heal(world, leader)?;
+        }
+        screen.tell(&line(&format!("{}: gap, UDP", loss.name()), &gaps));
+        screen.tell(&line(&format!("{}: gap, new TCP", loss.name()), &tcp_gaps));
+        for (name, lengths) in phases.values() {
+            screen.tell(&line(&format!("    {name}"), lengths));
+        }
+    }
+    Ok(())
+}
+
+/// From the start of a standby's container to its `/readyz`.
+fn starts(world: &mut World, runs: u32, screen: &Screen) -> Result<()> {
+    let leader = world.wait_leader(0, None, WITHIN)?;
+    let standby = world.sidecars.iter().map(|s| s.node).find(|node| *node != leader).context("no standby")?;
+    let mut times = Vec::new();
+    for _ in 0..runs {
+        world.sidecar(standby)?.stop(WITHIN)?;
+        let started = world.sidecar_mut(standby)?.start()?;
+        world.sidecar(standby)?.wait_ready(WITHIN)?;
+        times.push(now().duration_since(started));
+    }
+    screen.tell(&line("start of the container to ready", &times));
+    Ok(())
+}
