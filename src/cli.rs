@@ -7,6 +7,7 @@ mod check;
 mod completion;
 mod logs;
 pub mod run;
+mod status;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -26,6 +27,7 @@ struct Cli {
 enum Command {
     Run(Box<run::Args>),
     Check(check::Args),
+    Status(status::Args),
     Completion(completion::Args),
 }
 
@@ -36,6 +38,8 @@ enum Outcome {
     Done,
     /// The work is done, and its result is that something given is wrong.
     Refused,
+    /// Something was done, and what is missing is in the result.
+    Partial,
 }
 
 /// The whole program.
@@ -48,12 +52,17 @@ pub fn main() -> ExitCode {
             Err(wrong) => return usage("run", &wrong),
         },
         Command::Check(args) => check::run(args, &mut stdout),
+        Command::Status(args) => match status::Plan::check(args) {
+            Ok(plan) => status::run(&plan, &mut stdout),
+            Err(wrong) => return usage("status", &wrong),
+        },
         Command::Completion(args) => completion::run(args, &mut Cli::command(), &mut stdout).map(|()| Outcome::Done),
     };
     let flushed = stdout.flush();
     match outcome.and_then(|outcome| Ok(flushed.map(|()| outcome)?)) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Refused) => ExitCode::from(2),
+        Ok(Outcome::Partial) => ExitCode::FAILURE,
         // Whoever reads has seen enough (`wirevip check … | head -1`): nothing to tell anyone.
         Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
         Err(error) => {

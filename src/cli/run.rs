@@ -202,7 +202,7 @@ impl Setup {
 }
 
 /// A DNS subdomain (RFC 1123), as names of Kubernetes objects are.
-fn is_object_name(name: &str) -> bool {
+pub(super) fn is_object_name(name: &str) -> bool {
     let outer = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     name.len() <= 253
         && name.split('.').all(|label| {

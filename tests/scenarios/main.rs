@@ -12,6 +12,7 @@ mod isolation;
 mod leftovers;
 mod live_secret;
 mod seen;
+mod status;
 mod takeover;
 
 use std::time::{Duration, Instant};
