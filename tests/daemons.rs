@@ -265,7 +265,7 @@ async fn a_pod_that_cannot_make_its_link_lets_another_lead() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_tunnel_of_the_same_pod_is_never_asked_for_by_a_lease_that_names_another() {
+async fn a_leader_is_silent_at_once_when_its_lease_names_another() {
     let world = World::of(2).await;
     world.serving(LEASE).await;
     let leader = world.leader();
@@ -279,7 +279,7 @@ async fn a_second_tunnel_of_the_same_pod_is_never_asked_for_by_a_lease_that_name
 /// I1, and somebody leads again: whatever happens to two to five daemons, in any order.
 #[tokio::test(start_paused = true)]
 async fn i1_never_two_speakers_in_random_histories() {
-    let histories: u64 = std::env::var("WIREVIP_HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
+    let histories: u64 = std::env::var("WIREVIP_HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(30);
     let first: u64 = std::env::var("WIREVIP_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     for seed in first..first + histories {
         eprintln_on_panic(seed, history(seed)).await;

@@ -181,13 +181,13 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         let Inputs { settings, forwards, endpoint, nic, stop } = &mut self.inputs;
         tokio::select! {
             biased;
-            _ = self.leadership.changed() => {}
-            _ = self.standing.changed() => {}
-            _ = stop.changed() => {}
-            _ = settings.changed() => self.take_inputs(),
-            _ = endpoint.changed() => self.take_inputs(),
-            _ = nic.changed() => self.take_inputs(),
-            _ = forwards.changed() => self.take_inputs(),
+            () = news(&mut self.leadership) => {}
+            () = news(&mut self.standing) => {}
+            () = news(stop) => {}
+            () = news(settings) => self.take_inputs(),
+            () = news(endpoint) => self.take_inputs(),
+            () = news(nic) => self.take_inputs(),
+            () = news(forwards) => self.take_inputs(),
             () = tokio::time::sleep(at_most) => {}
         }
     }
@@ -376,6 +376,13 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
 
     fn name(&self) -> &crate::secret::TunnelName {
         &self.controller.settings().name
+    }
+}
+
+/// A newer value. A sender that is gone has none, ever: it must not keep the actor awake.
+async fn news<T>(receiver: &mut watch::Receiver<T>) {
+    if receiver.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 
