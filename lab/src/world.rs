@@ -20,6 +20,7 @@ use crate::clock::until;
 use crate::dns::Dns;
 use crate::hub::Hub;
 use crate::keys::KeyPair;
+use crate::netns::Netns;
 use crate::node::Node;
 use crate::plan;
 use crate::processes::Processes;
@@ -291,7 +292,8 @@ impl World {
 
     /// What this world consists of, to look for afterwards.
     pub fn census(&self) -> Result<Census> {
-        let namespaces = self.topology.all().into_iter().map(|netns| Ok((netns.inode()?, netns.name().to_owned())));
+        let names = |netns: &Netns| (netns.name().to_owned(), netns.mark().to_owned());
+        let namespaces = self.topology.all().into_iter().map(|netns| Ok((netns.inode()?, names(netns))));
         Ok(Census { namespaces: namespaces.collect::<Result<_>>()?, processes: self.processes.ids() })
     }
 
