@@ -6,6 +6,8 @@
 #![allow(clippy::print_stderr, reason = "tests tell what they measured")]
 
 mod api;
+mod claims;
+mod flows;
 mod forwarding;
 mod hub;
 mod isolation;
