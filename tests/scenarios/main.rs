@@ -6,11 +6,14 @@
 #![allow(clippy::print_stderr, reason = "tests tell what they measured")]
 
 mod api;
+mod events;
 mod forwarding;
+mod healing;
 mod hub;
 mod isolation;
 mod leftovers;
 mod live_secret;
+mod metrics;
 mod seen;
 mod status;
 mod takeover;
