@@ -8,11 +8,14 @@
 mod api;
 mod claims;
 mod flows;
+mod events;
 mod forwarding;
+mod healing;
 mod hub;
 mod isolation;
 mod leftovers;
 mod live_secret;
+mod metrics;
 mod seen;
 mod status;
 mod takeover;
