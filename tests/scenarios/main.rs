@@ -12,6 +12,7 @@ mod isolation;
 mod kubectl;
 mod leftovers;
 mod live_secret;
+mod rights;
 mod seen;
 mod status;
 mod takeover;
