@@ -20,13 +20,16 @@ use crate::clock::Moment;
 use crate::election::{Leadership, Tenure};
 use crate::secret::Tunnel;
 use crate::services::Forwards;
-use crate::tunnel::{Change, LinkPlan, LinkStats, Nic, PeerPlan, Slot, derived_mtu};
+use crate::tunnel::{Change, LinkPlan, Nic, PeerPlan, Slot, derived_mtu};
 
 pub mod actor;
 pub mod hub;
 mod pulse;
+mod step;
+mod view;
 
 use pulse::{Due, Pulse};
+pub use step::{Drift, Next, Outcome, Step};
 
 /// First and longest wait after a step that failed. The contract promises a try every 5 s.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -52,90 +55,6 @@ pub enum Event {
     Nic(Nic),
     /// The tunnel goes for good: it left the Secret, or the process ends.
     Stop,
-}
-
-/// One step. Each is carried out whole, and its result reported with [`Controller::done`] or [`Controller::failed`].
-#[derive(Clone, PartialEq, Debug)]
-pub enum Step {
-    /// Tell the campaign that this pod may be heard from now on.
-    Speak,
-    /// Replace the forwards table, and forget the UDP flows towards backends that are gone.
-    ApplyForwards(Arc<LinkPlan>),
-    /// Write the fence, closed, for this port.
-    RaiseFence {
-        /// Our UDP port.
-        port: u16,
-    },
-    /// Open the fence until then.
-    ArmFence {
-        /// The port that the fence was written for.
-        port: u16,
-        /// End of the tenure.
-        until: Moment,
-    },
-    /// Make the link: keyed, its port bound, without a peer, down.
-    CreateLink(Arc<LinkPlan>),
-    /// Give it addresses, routes, rules; set it up.
-    AttachLink(Arc<LinkPlan>),
-    /// Give it the hub as a fresh peer; the handshake leaves at once.
-    SetPeer(Arc<LinkPlan>),
-    /// Change the peer in place; session and flows stay.
-    UpdatePeer(Arc<LinkPlan>),
-    /// Send another handshake.
-    Kick(Arc<LinkPlan>),
-    /// Send the packet that a living hub answers.
-    Probe(Arc<LinkPlan>),
-    /// Read WireGuard's counters.
-    Inspect,
-    /// Look whether link, addresses, rules and tables are still as written.
-    Audit(Arc<LinkPlan>),
-    /// Shut the fence now.
-    CloseFence,
-    /// Remove the link with its addresses, routes and rules.
-    RemoveLink(Arc<LinkPlan>),
-    /// Tell the campaign that the kernel has confirmed our silence.
-    Quiet,
-    /// Delete the forwards table, and the conntrack entries with our mark.
-    RemoveForwards,
-    /// Delete the fence.
-    RemoveFence,
-    /// Ask the campaign to let another pod lead for a while.
-    StepDown,
-}
-
-/// What an audit found gone.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Drift {
-    /// The link itself.
-    pub link: bool,
-    /// Address, route, rule or the link's being up.
-    pub network: bool,
-    /// The forwards table, or part of it.
-    pub forwards: bool,
-    /// The fence, or part of it.
-    pub fence: bool,
-}
-
-/// A step's result.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub enum Outcome {
-    /// It took.
-    Done,
-    /// To [`Step::Inspect`].
-    Stats(LinkStats),
-    /// To [`Step::Audit`].
-    Drift(Drift),
-}
-
-/// The answer to "what next?".
-#[derive(Clone, PartialEq, Debug)]
-pub enum Next {
-    /// Do this, report, ask again.
-    Do(Step),
-    /// Nothing until then, or until an event.
-    WaitUntil(Moment),
-    /// Nothing ever again: stopped, and nothing of ours is left.
-    Finished,
 }
 
 /// What the tunnel does, as `/status` names it.
@@ -215,32 +134,6 @@ struct Failing {
     since: Moment,
     wait: Duration,
     message: String,
-}
-
-impl Step {
-    /// Its name, and the stage of the code that it is carried out by.
-    pub fn names(&self) -> (&'static str, &'static str) {
-        match self {
-            Step::Speak => ("speak", "election"),
-            Step::Quiet => ("quiet", "election"),
-            Step::StepDown => ("step-down", "election"),
-            Step::ApplyForwards(_) => ("apply-forwards", "ruleset"),
-            Step::RemoveForwards => ("remove-forwards", "ruleset"),
-            Step::RaiseFence { .. } => ("raise-fence", "fence"),
-            Step::ArmFence { .. } => ("arm-fence", "fence"),
-            Step::CloseFence => ("close-fence", "fence"),
-            Step::RemoveFence => ("remove-fence", "fence"),
-            Step::CreateLink(_) => ("create-link", "tunnel"),
-            Step::AttachLink(_) => ("attach-link", "tunnel"),
-            Step::SetPeer(_) => ("set-peer", "tunnel"),
-            Step::UpdatePeer(_) => ("update-peer", "tunnel"),
-            Step::Kick(_) => ("kick", "tunnel"),
-            Step::Probe(_) => ("probe", "tunnel"),
-            Step::Inspect => ("inspect", "tunnel"),
-            Step::Audit(_) => ("audit", "tunnel"),
-            Step::RemoveLink(_) => ("remove-link", "tunnel"),
-        }
-    }
 }
 
 impl Controller {
@@ -513,86 +406,6 @@ impl Controller {
     /// The link's process or device died under us: it is made again.
     pub fn link_lost(&mut self) {
         self.drifted(Drift { link: true, ..Drift::default() });
-    }
-
-    /// What the tunnel does at `now`.
-    pub fn state(&self, now: Moment) -> State {
-        let up = self.tenure_at(now).is_some() && !self.stopping;
-        let clear = self.link().is_none()
-            && self.actual.forwards.is_none()
-            && self.actual.fence == Fence::Absent
-            && !self.actual.speaking;
-        match (up, clear) {
-            (true, _) if self.serves() => State::Leading,
-            (true, _) => State::Rising,
-            (false, true) => State::Standby,
-            (false, false) => State::Falling,
-        }
-    }
-
-    /// Has the hub answered the present peer, with the table in place?
-    pub fn serves(&self) -> bool {
-        self.actual.forwards.is_some() && matches!(self.actual.link, Link::Attached(_)) && self.pulse.answered()
-    }
-
-    /// The tenure that has not ended at `now`, if we lead.
-    pub fn tenure_at(&self, now: Moment) -> Option<Tenure> {
-        self.tenure.filter(|tenure| tenure.until > now)
-    }
-
-    /// The last failure, while it lasts.
-    pub fn failure(&self) -> Option<&str> {
-        self.failing.as_ref().map(|failing| failing.message.as_str())
-    }
-
-    /// The last reading of WireGuard's counters for the present link.
-    pub fn stats(&self) -> LinkStats {
-        self.pulse.stats()
-    }
-
-    /// When the present peer last completed a handshake.
-    pub fn handshake(&self) -> Option<Moment> {
-        self.pulse.handshake()
-    }
-
-    /// When the present peer was given to the link.
-    pub fn peer_since(&self) -> Option<Moment> {
-        self.actual.peer.as_ref().map(|_| self.pulse.peer_since())
-    }
-
-    /// The pod's NIC, as last seen.
-    pub fn nic(&self) -> &Nic {
-        &self.nic
-    }
-
-    /// The tunnel's slot.
-    pub fn slot(&self) -> Slot {
-        self.slot
-    }
-
-    /// How long the hub has not been heard, while there is a peer to hear.
-    pub fn unheard_for(&self, now: Moment) -> Option<Duration> {
-        self.actual.peer.as_ref().map(|_| self.pulse.unheard_for(now))
-    }
-
-    /// What is forwarded now, in the kernel.
-    pub fn applied(&self) -> Option<&Arc<Forwards>> {
-        self.actual.forwards.as_ref().map(|(forwards, _)| forwards)
-    }
-
-    /// What should be forwarded.
-    pub fn wanted(&self) -> &Arc<Forwards> {
-        &self.forwards
-    }
-
-    /// The settings in force.
-    pub fn settings(&self) -> &Arc<Tunnel> {
-        &self.settings
-    }
-
-    /// The link as it should be; `None` until the hub's address is known.
-    pub fn plan(&self) -> Option<&Arc<LinkPlan>> {
-        self.plan.as_ref()
     }
 
     fn replan(&mut self) {

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::secret::{Endpoint, Host, PublicKey, SecretKey, TunnelName};
+use crate::tunnel::LinkStats;
 
 const HUB: &str = "192.0.2.1:51820";
 

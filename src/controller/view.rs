@@ -1,0 +1,93 @@
+//! What others may know of a controller: for status, metrics and the actor that carries its steps out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Controller, Fence, Link, State};
+use crate::clock::Moment;
+use crate::election::Tenure;
+use crate::secret::Tunnel;
+use crate::services::Forwards;
+use crate::tunnel::{LinkPlan, LinkStats, Nic, Slot};
+
+impl Controller {
+    /// What the tunnel does at `now`.
+    pub fn state(&self, now: Moment) -> State {
+        let up = self.tenure_at(now).is_some() && !self.stopping;
+        let clear = self.link().is_none()
+            && self.actual.forwards.is_none()
+            && self.actual.fence == Fence::Absent
+            && !self.actual.speaking;
+        match (up, clear) {
+            (true, _) if self.serves() => State::Leading,
+            (true, _) => State::Rising,
+            (false, true) => State::Standby,
+            (false, false) => State::Falling,
+        }
+    }
+
+    /// Has the hub answered the present peer, with the table in place?
+    pub fn serves(&self) -> bool {
+        self.actual.forwards.is_some() && matches!(self.actual.link, Link::Attached(_)) && self.pulse.answered()
+    }
+
+    /// The tenure that has not ended at `now`, if we lead.
+    pub fn tenure_at(&self, now: Moment) -> Option<Tenure> {
+        self.tenure.filter(|tenure| tenure.until > now)
+    }
+
+    /// The last failure, while it lasts.
+    pub fn failure(&self) -> Option<&str> {
+        self.failing.as_ref().map(|failing| failing.message.as_str())
+    }
+
+    /// The last reading of WireGuard's counters for the present link.
+    pub fn stats(&self) -> LinkStats {
+        self.pulse.stats()
+    }
+
+    /// When the present peer last completed a handshake.
+    pub fn handshake(&self) -> Option<Moment> {
+        self.pulse.handshake()
+    }
+
+    /// When the present peer was given to the link.
+    pub fn peer_since(&self) -> Option<Moment> {
+        self.actual.peer.as_ref().map(|_| self.pulse.peer_since())
+    }
+
+    /// The pod's NIC, as last seen.
+    pub fn nic(&self) -> &Nic {
+        &self.nic
+    }
+
+    /// The tunnel's slot.
+    pub fn slot(&self) -> Slot {
+        self.slot
+    }
+
+    /// How long the hub has not been heard, while there is a peer to hear.
+    pub fn unheard_for(&self, now: Moment) -> Option<Duration> {
+        self.actual.peer.as_ref().map(|_| self.pulse.unheard_for(now))
+    }
+
+    /// What is forwarded now, in the kernel.
+    pub fn applied(&self) -> Option<&Arc<Forwards>> {
+        self.actual.forwards.as_ref().map(|(forwards, _)| forwards)
+    }
+
+    /// What should be forwarded.
+    pub fn wanted(&self) -> &Arc<Forwards> {
+        &self.forwards
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> &Arc<Tunnel> {
+        &self.settings
+    }
+
+    /// The link as it should be; `None` until the hub's address is known.
+    pub fn plan(&self) -> Option<&Arc<LinkPlan>> {
+        self.plan.as_ref()
+    }
+}
