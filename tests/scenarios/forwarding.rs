@@ -11,7 +11,7 @@ use lab::clock::until;
 use lab::objects::{self, Condition};
 use lab::{World, plan, play};
 
-use crate::{LATER, SOON, spec};
+use crate::{LATER, SOON, spec, wait_api};
 
 crate::scenarios!(
     the_api_server_answers_through_the_vip_with_a_valid_certificate,
@@ -27,6 +27,7 @@ crate::scenarios!(
 
 fn the_api_server_answers_through_the_vip_with_a_valid_certificate(api: Kind) -> Result<()> {
     play(spec(api), |world| {
+        wait_api(world, 6443)?;
         let outside = format!("{}:6443", world.hubs[0].address);
         let kubeconfig = world.api.kubeconfig_at(User::Admin, &outside);
         let kube = Kube::new(&world.topology.client, &kubeconfig)?;
@@ -207,6 +208,7 @@ fn a_client_stays_with_its_backend_where_affinity_is_asked_for(api: Kind) -> Res
 
 fn the_tunnel_opens_nothing_but_what_is_forwarded(api: Kind) -> Result<()> {
     play(spec(api), |world| {
+        wait_api(world, 6443)?;
         let quick = Duration::from_millis(300);
         let (hub, leader) = (&world.hubs[0], world.wait_leader(0, None, SOON)?);
         let from_hub = Client::new(&hub.netns).patient(quick);

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lab::api::Kind;
+use lab::client::Answer;
+use lab::clock::until;
 use lab::{World, WorldSpec};
 
 /// Lease duration of all worlds here (the default).
@@ -62,6 +64,15 @@ macro_rules! scenarios {
     };
 }
 pub(crate) use scenarios;
+
+/// Waits until the API server answers on this port of the first hub. A real one takes some seconds after its start to
+/// write its own EndpointSlice.
+fn wait_api(world: &World, port: u16) -> Result<()> {
+    let target = world.hubs.first().context("no hub")?.public(port);
+    until("the API server through the hub", LATER, || {
+        Ok(matches!(world.client.connect(target)?, Answer::Text(_)).then_some(()))
+    })
+}
 
 /// After `since` the hub of tunnel `index` heard nothing from the sidecar of `node`.
 fn expect_silence(world: &World, index: usize, node: u8, since: Instant) -> Result<()> {
