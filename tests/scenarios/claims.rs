@@ -11,7 +11,7 @@ use lab::{World, objects, play};
 use serde_json::{Value, json};
 
 use crate::forwarding::expect_exactly;
-use crate::{LATER, SETTLE, SOON, spec, wait_api};
+use crate::{LATER, SETTLE, SOON, spec};
 
 crate::scenarios!(
     kube_vips_annotation_and_load_balancer_ip_name_a_tunnel,
@@ -111,7 +111,7 @@ fn rival(world: &World) -> Result<()> {
 
 fn a_service_cannot_take_the_control_planes_port(api: Kind) -> Result<()> {
     play(spec(api), |world| {
-        wait_api(world, 6443)?;
+        world.wait_control_plane(0, LATER)?;
         rival(world)?;
         until("the Event", SOON, || {
             Ok(world.events()?.contains(&"PortConflict Service/rival".to_owned()).then_some(()))
@@ -125,14 +125,17 @@ fn a_service_cannot_take_the_control_planes_port(api: Kind) -> Result<()> {
         expect_exactly(world, port, &["b0", "b1", "b2"])?;
         world.put_secret(&world.spec.tunnels)?;
         until("the API server again", SOON, || Ok((!is_backend(&world.client.who(Proto::Tcp, port)?)).then_some(())))?;
-        wait_api(world, 6443)
+        world.wait_control_plane(0, LATER)
     })
 }
 
 fn the_control_plane_is_forwarded_on_the_port_asked_for(api: Kind) -> Result<()> {
     play(spec(api).args(&["--control-plane-port", "7443"]), |world| {
         // Towards the API server it is the endpoints' own port.
-        wait_api(world, 7443)?;
+        let asked_for = world.hubs[0].public(7443);
+        until("the API server on another port", LATER, || {
+            Ok(matches!(world.client.connect(asked_for)?, Answer::Text(_)).then_some(()))
+        })?;
         assert_eq!(world.client.connect(world.hubs[0].public(6443))?, Answer::Refused);
         Ok(())
     })
