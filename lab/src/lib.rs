@@ -25,6 +25,7 @@ pub mod sidecar;
 pub mod takeover;
 pub mod topology;
 pub mod tunnels;
+pub mod wireguard;
 pub mod world;
 
 pub use world::{World, WorldSpec, play, play_unstarted};
