@@ -59,12 +59,15 @@ struct Pod {
     lives: u64,
 }
 
+type InputSenders =
+    (watch::Sender<Arc<Tunnel>>, watch::Sender<Option<Arc<Forwards>>>, watch::Sender<Option<SocketAddr>>);
+
 struct Process {
     actor: JoinHandle<()>,
     stop: watch::Sender<bool>,
     snapshot: watch::Receiver<Snapshot>,
     /// Kept so that the inputs stay.
-    _inputs: (watch::Sender<Arc<Tunnel>>, watch::Sender<Option<Arc<Forwards>>>, watch::Sender<Option<SocketAddr>>),
+    _inputs: InputSenders,
 }
 
 impl Pod {

@@ -7,8 +7,8 @@
 
 mod api;
 mod claims;
-mod flows;
 mod events;
+mod flows;
 mod forwarding;
 mod healing;
 mod hub;
