@@ -124,7 +124,7 @@ pub struct TunnelReport {
 /// One forward in [`TunnelReport`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct ForwardReport {
-    /// `namespace/name`; `default/kubernetes` for the control plane.
+    /// `namespace/name`; `control-plane` for the API server.
     pub service: String,
     /// TCP, UDP or SCTP.
     pub protocol: Protocol,
@@ -212,7 +212,7 @@ pub enum Notice {
     FenceClosed,
     /// This node's clock is off the Lease holder's by so many seconds.
     ClockSkew(f64),
-    /// The hub sent so many packets, in all, of sessions that are not ours.
+    /// The hub sends packets, so many by now, of sessions that are not ours.
     SecondSpeaker(u64),
     /// A step keeps failing.
     Failing(String),
@@ -231,7 +231,7 @@ pub struct Narrator {
     led_until: Option<Moment>,
     no_handshake_told: bool,
     skew_told: bool,
-    foreign_told: u64,
+    strangers: Strangers,
     failure: Option<String>,
 }
 
@@ -268,15 +268,45 @@ impl Narrator {
             notices.push(Notice::ClockSkew(skew));
         }
         self.skew_told = skewed;
-        if snapshot.foreign_packets > self.foreign_told {
-            self.foreign_told = snapshot.foreign_packets;
-            notices.push(Notice::SecondSpeaker(snapshot.foreign_packets));
-        }
+        notices.extend(self.strangers.heard(snapshot.foreign_packets, now).map(Notice::SecondSpeaker));
         if snapshot.failure != self.failure {
             notices.extend(snapshot.failure.clone().map(Notice::Failing));
             self.failure.clone_from(&snapshot.failure);
         }
         notices
+    }
+}
+
+/// One packet alone may be a stray; any program that works sends more.
+const STRANGERS_MANY: u64 = 2;
+/// Silence for so long ends an episode of strangers.
+const STRANGERS_QUIET: Duration = Duration::from_secs(60);
+
+/// Packets of sessions that are not ours, episode by episode.
+#[derive(Clone, Debug, Default)]
+struct Strangers {
+    /// At the last one of them.
+    packets: u64,
+    last: Moment,
+    /// Before this episode.
+    before: u64,
+    told: bool,
+}
+
+impl Strangers {
+    /// The number of packets of the episode, when it is first worth telling.
+    fn heard(&mut self, packets: u64, now: Moment) -> Option<u64> {
+        if packets <= self.packets {
+            return None;
+        }
+        if now.since(self.last) >= STRANGERS_QUIET {
+            (self.before, self.told) = (self.packets, false);
+        }
+        (self.packets, self.last) = (packets, now);
+        let episode = packets - self.before;
+        let tell = episode >= STRANGERS_MANY && !self.told;
+        self.told |= tell;
+        tell.then_some(episode)
     }
 }
 
@@ -353,6 +383,30 @@ mod tests {
         assert_eq!(narrator.tell(&leading(60, None), at(7)), []);
         assert_eq!(narrator.tell(&leading(60, Some(8)), at(8)), [Notice::Up]);
         assert_eq!(narrator.tell(&leading(60, None), at(9)), [Notice::Down, Notice::NoHandshake]);
+    }
+
+    #[test]
+    fn a_second_speaker_is_told_once_until_it_was_quiet_for_a_minute() {
+        let mut narrator = Narrator::default();
+        let mut heard = |packets, now| {
+            let seen = Snapshot { foreign_packets: packets, ..leading(1000, Some(2)) };
+            let notices = narrator.tell(&seen, at(now));
+            notices.into_iter().find(|notice| matches!(notice, Notice::SecondSpeaker(_)))
+        };
+        for (packets, now, told) in [
+            (0, 3, None),
+            (1, 4, None),
+            (1, 5, None),
+            (3, 6, Some(3)),
+            (9, 7, None),
+            (10, 66, None),
+            (11, 126, None),
+            (12, 127, Some(2)),
+            (20, 186, None),
+            (22, 246, Some(2)),
+        ] {
+            assert_eq!(heard(packets, now), told.map(Notice::SecondSpeaker), "{packets} packets at {now} s");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "all functions here are parts of tests")]
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,6 @@ use wirevip::metrics::Metrics;
 use wirevip::ruleset::Firewall;
 use wirevip::ruleset::testing::FakeFirewall;
 use wirevip::secret::{Endpoint, Host, PublicKey, SecretKey, Tunnel, TunnelName};
-use wirevip::services::Forwards;
 use wirevip::status::Snapshot;
 use wirevip::tunnel::testing::FakePod;
 use wirevip::tunnel::{HostNet, Slot};
@@ -59,15 +58,12 @@ struct Pod {
     lives: u64,
 }
 
-type InputSenders =
-    (watch::Sender<Arc<Tunnel>>, watch::Sender<Option<Arc<Forwards>>>, watch::Sender<Option<SocketAddr>>);
-
 struct Process {
     actor: JoinHandle<()>,
     stop: watch::Sender<bool>,
     snapshot: watch::Receiver<Snapshot>,
     /// Kept so that the inputs stay.
-    _inputs: InputSenders,
+    _inputs: Box<dyn std::any::Any>,
 }
 
 impl Pod {
@@ -113,7 +109,8 @@ impl Pod {
         let kernel = (Arc::new(self.kernel.clone()), Arc::new(self.kernel.clone()), self.firewall.clone());
         let actor = Actor::new(controller, kernel, Arc::new(clock), campaign, inputs, outputs);
         let actor = tokio::spawn(actor.run(|| {}));
-        self.process = Some(Process { actor, stop, snapshot, _inputs: (settings_tx, forwards_tx, endpoint_tx) });
+        self.process =
+            Some(Process { actor, stop, snapshot, _inputs: Box::new((settings_tx, forwards_tx, endpoint_tx)) });
     }
 
     /// SIGKILL: nothing is taken down but the process itself.

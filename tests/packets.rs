@@ -233,6 +233,76 @@ fn a_closed_fence_stops_even_a_stranger_and_an_armed_one_closes_by_itself() -> R
     Ok(())
 }
 
+/// A WireGuard message of this type with these indexes, as far as a fence looks at it.
+fn message(kind: u8, first: u32, second: u32) -> Vec<u8> {
+    let mut bytes = vec![kind, 0, 0, 0];
+    bytes.extend(first.to_le_bytes());
+    bytes.extend(second.to_le_bytes());
+    bytes.resize(148, 0);
+    bytes
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_fence_counts_what_the_hub_sends_to_indexes_that_were_never_ours() -> Result<()> {
+    let mut world = World::new()?;
+    world.node.sh("ip addr add fd00::1/64 dev br0 nodad")?;
+    world.pod.sh("ip addr add fd00::5/64 dev eth0 nodad")?;
+    let ours = world.pod.run(|| Ok(UdpSocket::bind("[::]:51820")?))?;
+    world.firewall.commit(&fence::raise(&world.tunnel, 51820))?;
+    let arm = fence::arm(&world.tunnel, 51820, Duration::from_secs(60)).context("too short")?;
+    world.firewall.commit(&arm)?;
+    let mut expected = 0;
+    for (host, stranger, pod) in [("10.244.0.1", "10.244.0.11", "10.244.0.5"), ("[fd00::1]", "", "[fd00::5]")] {
+        let hub = world.node.run(|| Ok(UdpSocket::bind(format!("{host}:51820"))?))?;
+        let to_hub: SocketAddr = match format!("{host}:51820").parse()? {
+            SocketAddr::V4(v4) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+            v6 => v6,
+        };
+        let mut says = |socket: &UdpSocket, bytes: &[u8], counts: bool, what: &str| -> Result<()> {
+            socket.send_to(bytes, format!("{pod}:51820"))?;
+            // Counted or not, it is heard.
+            ours.set_read_timeout(Some(PATIENCE))?;
+            ours.recv(&mut [0; 256]).with_context(|| format!("{host}: {what}"))?;
+            expected += u64::from(counts);
+            let counted = fence::foreign(&mut world.firewall, &world.tunnel)?;
+            ensure!(counted == expected, "{host}: {what}: {counted}, not {expected}");
+            Ok(())
+        };
+        says(&hub, &message(4, 7, 0), false, "nothing was ever sent there")?;
+        ours.send_to(&message(1, 0xa1, 9), to_hub)?;
+        ours.send_to(&message(2, 0xa2, 9), to_hub)?;
+        ours.send_to(&message(4, 0xb1, 9), to_hub)?;
+        for (bytes, counts, what) in [
+            (message(4, 0xa1, 0), false, "data in the session that we began"),
+            (message(4, 0xa2, 0), false, "data in the session that the hub began"),
+            (message(2, 0xff, 0xa1), false, "a response to us"),
+            (message(1, 0xff, 0xff), false, "a handshake of the hub's own"),
+            (message(3, 0xff, 0xff), false, "a cookie"),
+            (message(4, 0xff, 0xa1), true, "data for another"),
+            (message(4, 0xb1, 0), true, "data for the hub's own index"),
+            (message(2, 0xa1, 0xff), true, "a response to another"),
+            (vec![4, 0, 0, 0, 1, 2, 3], false, "a packet too short to have an index"),
+        ] {
+            says(&hub, &bytes, counts, what)?;
+        }
+        if !stranger.is_empty() {
+            let other = world.backends[0].run(|| Ok(UdpSocket::bind(format!("{stranger}:51820"))?))?;
+            says(&other, &message(4, 0xff, 0), false, "data from somebody who is not the hub")?;
+        }
+    }
+    ensure!(expected == 6 && fence::dropped(&mut world.firewall, &world.tunnel)? == 0, "nothing is dropped");
+    ensure!(world.firewall.intact("wirevip_wg0_fence")?, "what rules add is no change");
+    let listed = world.pod.sh("nft list table inet wirevip_wg0_fence")?;
+    ensure!(listed.contains("fd00::1") && listed.contains("update @mine"), "nft lists it: {listed}");
+    world.firewall.commit(&fence::close(&world.tunnel))?;
+    let hub = world.node.run(|| Ok(UdpSocket::bind("10.244.0.1:51820")?))?;
+    hub.send_to(&message(4, 0xff, 0), "10.244.0.5:51820")?;
+    until("the drop", || Ok(fence::dropped(&mut world.firewall, &world.tunnel)? == 1))?;
+    ensure!(fence::foreign(&mut world.firewall, &world.tunnel)? == 6, "who does not lead does not count");
+    Ok(())
+}
+
 /// Waits for what must come.
 fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     for _ in 0..1000 {

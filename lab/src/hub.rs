@@ -1,55 +1,23 @@
 //! The VPN node: an independent WireGuard with a public address, configured from the files in `lab/hub/`.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::clock::until;
 use crate::keys::KeyPair;
 use crate::netns::Netns;
 use crate::plan;
-use crate::processes::{Process, Processes};
+use crate::processes::Processes;
 use crate::recorder::{Heard, Recorder};
+use crate::wireguard::{Wireguard, WireguardKind};
 
 const CONFIG: &str = include_str!("../hub/wg0.conf");
 const FORWARD: &str = include_str!("../hub/forward.nft");
 const LINK: &str = "wg0";
 const WAN: &str = "eth0";
-
-/// Which WireGuard carries the hub.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum HubKind {
-    /// The kernel's.
-    Kernel,
-    /// `wireguard-go`.
-    WireguardGo,
-}
-
-impl HubKind {
-    /// The kernel's if it has one, else wireguard-go.
-    pub fn available(netns: &Netns) -> Result<Self> {
-        if netns.sh("ip link add probe type wireguard").is_ok() {
-            netns.sh("ip link del probe")?;
-            return Ok(HubKind::Kernel);
-        }
-        match Command::new("wireguard-go").arg("--version").output() {
-            Ok(_) => Ok(HubKind::WireguardGo),
-            Err(_) => bail!("no WireGuard for the hub: this kernel has none; install `wireguard-go`"),
-        }
-    }
-}
-
-impl std::fmt::Display for HubKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            HubKind::Kernel => "the kernel's WireGuard",
-            HubKind::WireguardGo => "wireguard-go",
-        })
-    }
-}
 
 /// What the hub knows of its peer, the pods.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,7 +43,7 @@ pub struct Hub {
     /// The VIP that it forwards to.
     pub vip: Ipv4Addr,
     /// What carries it.
-    pub kind: HubKind,
+    pub kind: WireguardKind,
     /// Its keys.
     pub keys: KeyPair,
     inside: Ipv4Addr,
@@ -83,7 +51,7 @@ pub struct Hub {
     preshared_key: Option<String>,
     ports: String,
     processes: Arc<Processes>,
-    process: Option<Process>,
+    wireguard: Option<Wireguard>,
     recorder: Recorder,
 }
 
@@ -102,7 +70,7 @@ impl Hub {
             address: plan::hub(index),
             port,
             vip: plan::vip(index),
-            kind: HubKind::available(netns)?,
+            kind: WireguardKind::available(netns)?,
             keys: KeyPair::generate(),
             inside: plan::hub_in_tunnel(index),
             pods_public_key: pods.public.clone(),
@@ -110,7 +78,7 @@ impl Hub {
             // Everything but WireGuard itself: a test opens any port without telling the hub.
             ports: format!("1-{}, {}-65535", port - 1, port + 1),
             processes: Arc::clone(processes),
-            process: None,
+            wireguard: None,
             recorder: Recorder::start(netns, port..port + 1)?,
         };
         netns.sysctls(&[("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/all/rp_filter", "0")])?;
@@ -126,12 +94,8 @@ impl Hub {
 
     /// Makes the WireGuard link with its configuration: no session, no endpoint known.
     pub fn power_on(&mut self) -> Result<()> {
-        match self.kind {
-            HubKind::Kernel => drop(self.netns.sh(&format!("ip link add {LINK} type wireguard"))?),
-            HubKind::WireguardGo => self.process = Some(self.start_wireguard_go()?),
-        }
-        let configured = || self.wg(&["setconf", LINK, "/dev/stdin"], Some(&strip(&self.fill(CONFIG)))).map(Some);
-        until("the hub's WireGuard", Duration::from_secs(5), configured)?;
+        let config = strip(&self.fill(CONFIG));
+        self.wireguard = Some(Wireguard::start(&self.netns, LINK, self.kind, &config, &self.processes)?);
         self.netns.ip(&[
             format!("addr add {}/32 dev {LINK}", self.inside),
             format!("link set {LINK} mtu 1420 up"),
@@ -141,10 +105,7 @@ impl Hub {
 
     /// Ends it as a power cut does.
     pub fn power_off(&mut self) -> Result<()> {
-        match self.process.take() {
-            Some(process) => process.sigkill(),
-            None => self.netns.sh(&format!("ip link del {LINK}")).map(drop),
-        }
+        self.wireguard.take().map_or(Ok(()), |mut wireguard| wireguard.power_off())
     }
 
     /// Off and on again: it has forgotten every session and where the pods are.
@@ -215,31 +176,8 @@ impl Hub {
         self.recorder.heard()
     }
 
-    fn start_wireguard_go(&self) -> Result<Process> {
-        // A /run of its own, so that many hubs can have a wg0.sock; `exec` keeps the process id.
-        let script = "mount -t tmpfs hub /run && mkdir /run/wireguard && exec wireguard-go -f wg0";
-        let mut command = self.netns.command("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
-        command.env("LOG_LEVEL", "error").env("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1");
-        self.processes.start("hub", command)
-    }
-
     fn wg(&self, words: &[&str], input: Option<&str>) -> Result<String> {
-        let mut command = match &self.process {
-            None => self.netns.command("wg"),
-            Some(process) => {
-                process.expect_running()?;
-                let mut command = Command::new("nsenter");
-                // `wg` finds wireguard-go by its socket in that process's own /run.
-                command
-                    .arg(format!("--net={}", self.netns.path()))
-                    .arg(format!("--mount=/proc/{}/ns/mnt", process.id()));
-                command.args(["--", "wg"]);
-                command
-            }
-        };
-        command.args(words);
-        self.netns.finish(command, &format!("wg {}", words.join(" ")), input)
+        self.wireguard.as_ref().context("the hub is off")?.wg(words, input)
     }
 
     fn fill(&self, template: &str) -> String {

@@ -1,6 +1,7 @@
 //! The proving ground: a small internet out of network namespaces, the real binary in it, and a client beyond the hub.
 
 pub mod api;
+pub mod assets;
 pub mod backend;
 pub mod census;
 pub mod client;
@@ -11,6 +12,7 @@ pub mod forge;
 pub mod gaps;
 pub mod hub;
 pub mod keys;
+pub mod kubeconfig;
 pub mod netns;
 pub mod node;
 pub mod objects;
@@ -23,6 +25,7 @@ pub mod sidecar;
 pub mod takeover;
 pub mod topology;
 pub mod tunnels;
+pub mod wireguard;
 pub mod world;
 
 pub use world::{World, WorldSpec, play, play_unstarted};

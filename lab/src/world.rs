@@ -196,7 +196,13 @@ impl World {
             self.client.until(Proto::Tcp, hub.public(port), within, |answer| answer.name().is_some())?;
             return Ok(());
         }
-        let control_plane = hub.public(plan::API_SOCKET.port());
+        self.wait_control_plane(index, within)
+    }
+
+    /// Waits until the client reaches the API server through the hub of tunnel `index`: a real API server tells its
+    /// own endpoints a second or two after it answers.
+    pub fn wait_control_plane(&self, index: usize, within: Duration) -> Result<()> {
+        let control_plane = self.hubs.get(index).context("no such hub")?.public(plan::API_SOCKET.port());
         until("the API server through the hub", within, || {
             Ok(matches!(self.client.connect(control_plane)?, Answer::Text(_)).then_some(()))
         })

@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use lab::client::{Answer, Proto};
 use lab::clock::{now, until};
-use lab::hub::HubKind;
 use lab::node::Cut;
 use lab::probe::{Probe, ProbeKind};
 use lab::recorder::Message;
+use lab::wireguard::WireguardKind;
 use lab::{World, WorldSpec, plan};
 
 const WITHIN: Duration = Duration::from_secs(5);
@@ -21,8 +21,8 @@ fn carry_by_hand(world: &World, number: u8) -> Result<()> {
     let pod = &world.sidecar(number)?.netns;
     let tunnel = &world.spec.tunnels[0];
     let make = match world.hubs[0].kind {
-        HubKind::Kernel => "ip link add wg0 type wireguard; sleep infinity",
-        HubKind::WireguardGo => "exec wireguard-go -f wg0",
+        WireguardKind::Kernel => "ip link add wg0 type wireguard; sleep infinity",
+        WireguardKind::WireguardGo => "exec wireguard-go -f wg0",
     };
     let script = format!("mount -t tmpfs pod /run && mkdir /run/wireguard && {make}");
     let mut command = pod.command("unshare");

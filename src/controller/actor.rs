@@ -14,7 +14,7 @@ use crate::clock::{Clock, Moment};
 use crate::election::Gate;
 use crate::election::Leadership;
 use crate::election::{Campaign, Standing};
-use crate::fence;
+use crate::fence::{self, Foreign};
 use crate::metrics::{Metrics, Phase};
 use crate::ruleset::{self, Firewall, Forget};
 use crate::secret::Tunnel;
@@ -72,6 +72,8 @@ pub struct Actor<L, H, F> {
     past_traffic: (u64, u64),
     /// Packets held back by fences that are gone, and by the present one.
     fenced: (u64, u64),
+    /// Packets of sessions that are not ours.
+    foreign: Foreign,
 }
 
 /// When the steps of the present takeover were taken.
@@ -108,6 +110,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             takeover: Takeover::default(),
             past_traffic: (0, 0),
             fenced: (0, 0),
+            foreign: Foreign::default(),
         }
     }
 
@@ -228,7 +231,10 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             Step::Quiet => self.gate.quiet(),
             Step::StepDown => self.gate.step_down(),
             Step::ApplyForwards(plan) => self.apply_forwards(plan)?,
-            Step::RaiseFence { port } => self.firewall.commit(&fence::raise(&name, *port))?,
+            Step::RaiseFence { port } => {
+                self.firewall.commit(&fence::raise(&name, *port))?;
+                self.foreign.raised(self.clock.now());
+            }
             Step::ArmFence { port, until } => {
                 let left = until.since(self.clock.now());
                 match fence::arm(&name, *port, left) {
@@ -238,7 +244,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             }
             Step::CloseFence => self.firewall.commit(&fence::close(&name))?,
             Step::RemoveFence => {
-                self.count_fenced();
+                self.count_packets();
                 self.firewall.commit(&fence::remove(&name))?;
                 self.fenced = (self.fenced.0 + self.fenced.1, 0);
             }
@@ -292,18 +298,23 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         Ok(())
     }
 
-    fn count_fenced(&mut self) {
-        if let Ok(packets) = fence::dropped(&mut self.firewall, &self.controller.settings().name) {
+    fn count_packets(&mut self) {
+        let name = &self.controller.settings().name;
+        if let Ok(packets) = fence::dropped(&mut self.firewall, name) {
             // One that was put back after somebody deleted it counts from zero.
             if packets < self.fenced.1 {
                 self.fenced.0 += self.fenced.1;
             }
             self.fenced.1 = packets;
         }
+        if let Ok(packets) = fence::foreign(&mut self.firewall, name) {
+            let (peer, handshake) = (self.controller.peer_since(), self.controller.handshake());
+            self.foreign.read(packets, peer, handshake, self.clock.now());
+        }
     }
 
     async fn audit(&mut self, plan: &LinkPlan) -> anyhow::Result<Drift> {
-        self.count_fenced();
+        self.count_packets();
         let (link, missing) = match self.net.drift(plan).await {
             Ok(missing) => (false, missing),
             Err(HostError::LinkLost { .. }) => (true, vec![]),
@@ -367,7 +378,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             failure: self.controller.failure().map(str::to_owned),
             standing: self.standing.borrow().clone(),
             fenced_packets: self.fenced.0 + self.fenced.1,
-            foreign_packets: 0,
+            foreign_packets: self.foreign.total(),
         };
         self.outputs.snapshot.send_replace(snapshot);
         let unheard = self.controller.unheard_for(now).unwrap_or_default();

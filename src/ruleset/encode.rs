@@ -172,16 +172,18 @@ fn new_set(table: &str, set: &Set) -> NfTablesMessage {
             attributes.push(SetAttribute::DataLen(length_of(types)));
         }
     }
-    match set.timeout {
-        Some(timeout) => {
-            flags |= SetFlags::Timeout;
-            attributes.push(SetAttribute::Timeout(milliseconds(timeout)));
-        }
-        // A set of known size gets the kernel's plain hash table, which is faster to fill and to look up.
-        None => {
-            let size = u32::try_from(set.elements.len().max(1)).unwrap_or(u32::MAX);
-            attributes.push(SetAttribute::Description(vec![SetDescription::Size(size)]));
-        }
+    if let Some(timeout) = set.timeout {
+        flags |= SetFlags::Timeout;
+        attributes.push(SetAttribute::Timeout(milliseconds(timeout)));
+    }
+    if set.learns.is_some() {
+        flags |= SetFlags::Eval;
+    }
+    // A set of known size gets the kernel's plain hash table, which is faster to fill and to look up; one that learns
+    // would grow for ever without.
+    let filled = || u32::try_from(set.elements.len().max(1)).unwrap_or(u32::MAX);
+    if let Some(size) = set.learns.or_else(|| set.timeout.is_none().then(filled)) {
+        attributes.push(SetAttribute::Description(vec![SetDescription::Size(size)]));
     }
     attributes.push(SetAttribute::Flags(flags));
     NfTablesMessage::NewSet(SetMessage { attributes })
@@ -192,6 +194,7 @@ fn type_of(types: &[Datatype]) -> u32 {
     types.iter().fold(0, |all, datatype| {
         let one = match datatype {
             Datatype::Ipv4 => 7,
+            Datatype::Ipv6 => 8,
             Datatype::Protocol => 12,
             Datatype::Port => 13,
             // "mark": the one 32-bit number in the machine's own order.
@@ -283,6 +286,10 @@ fn expression(expr: &Expr) -> ListAttribute<ExpressionAttribute> {
         ])
         .into(),
         Expr::Contains { set, key } => lookup(set, *key, None),
+        Expr::Learn { set, key } => {
+            const NFT_DYNSET_OP_UPDATE: u32 = 1;
+            other("dynset", vec![text(1, set), number(3, NFT_DYNSET_OP_UPDATE), reg(4, *key)])
+        }
         Expr::Lookup { map, key, to } => lookup(map, *key, Some(register(*to))),
         Expr::VerdictMap { map, key } => lookup(map, *key, Some(Register::Verdict)),
         Expr::Hash { from, len, to, modulus, seed, offset } => other(
@@ -423,7 +430,8 @@ mod tests {
         let value = ElementValue::Verdict(Verdict::Goto("a-chain-with-a-rather-long-name".to_owned()));
         let element = |key: u32| Element { key: key.to_ne_bytes().to_vec(), value: Some(value.clone()), timeout: None };
         let (key, elements) = (vec![Datatype::Number], (0..count).map(element).collect());
-        let set = Set { name: "numbers".to_owned(), key, value: SetValue::Verdict, timeout: None, elements };
+        let set =
+            Set { name: "numbers".to_owned(), key, value: SetValue::Verdict, timeout: None, learns: None, elements };
         Table { name: "wirevip_wg0".to_owned(), sets: vec![set], ..Table::default() }
     }
 

@@ -74,6 +74,7 @@ pub fn render(plan: &Plan<'_>) -> Table {
         key: vec![Datatype::Protocol, Datatype::Port],
         value: SetValue::Verdict,
         timeout: None,
+        learns: None,
         elements: ports,
     }];
     sets.extend(slots.into_sets());
@@ -107,6 +108,7 @@ impl Slots {
             key: vec![Datatype::Number],
             value: SetValue::Data(vec![Datatype::Ipv4, Datatype::Port]),
             timeout: None,
+            learns: None,
             elements: (0u32..).zip(slots).map(slot_element).collect(),
         })
     }

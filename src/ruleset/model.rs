@@ -29,6 +29,8 @@ pub struct Set {
     pub value: SetValue,
     /// Elements go by themselves: the timeout of those that name none.
     pub timeout: Option<Duration>,
+    /// Rules add to it ([`Expr::Learn`]), up to so many elements.
+    pub learns: Option<u32>,
     /// What is in it. A set without timeout never grows beyond these.
     pub elements: Vec<Element>,
 }
@@ -49,6 +51,8 @@ pub enum SetValue {
 pub enum Datatype {
     /// IPv4 address, network order.
     Ipv4,
+    /// IPv6 address, network order.
+    Ipv6,
     /// IP protocol, one byte.
     Protocol,
     /// Port, network order.
@@ -169,6 +173,13 @@ pub enum Expr {
     Load(Reg, Vec<u8>),
     /// Goes on if the set has the key.
     Contains {
+        /// Name of the set.
+        set: String,
+        /// First register of the key.
+        key: Reg,
+    },
+    /// Adds the key to a set that learns, or begins its timeout anew; goes on.
+    Learn {
         /// Name of the set.
         set: String,
         /// First register of the key.
@@ -343,6 +354,7 @@ impl Datatype {
     pub const fn bytes(self) -> u32 {
         match self {
             Datatype::Ipv4 | Datatype::Number => 4,
+            Datatype::Ipv6 => 16,
             Datatype::Protocol => 1,
             Datatype::Port => 2,
         }

@@ -10,6 +10,8 @@ use crate::tunnel::Slot;
 
 const R0: Reg = Reg(0);
 
+const UDP_HEADER: u32 = 8;
+
 /// TCP's flags byte: FIN 1, SYN 2, RST 4, ACK 16.
 pub(crate) const FIN: u8 = 1;
 pub(crate) const SYN: u8 = 2;
@@ -40,6 +42,12 @@ pub(crate) fn to_link(name: &str) -> Vec<Expr> {
 pub(crate) fn ipv4() -> Vec<Expr> {
     const NFPROTO_IPV4: u8 = 2;
     vec![Expr::Meta(Meta::Family, R0), Expr::Equal(R0, vec![NFPROTO_IPV4])]
+}
+
+/// IPv6, for what follows to read its header.
+pub(crate) fn ipv6() -> Vec<Expr> {
+    const NFPROTO_IPV6: u8 = 10;
+    vec![Expr::Meta(Meta::Family, R0), Expr::Equal(R0, vec![NFPROTO_IPV6])]
 }
 
 /// For this IPv4 address.
@@ -79,6 +87,16 @@ fn udp(offset: u32, port: u16) -> Vec<Expr> {
     phrase.push(Expr::Payload { base: Header::Transport, offset, len: 2, to: R0 });
     phrase.push(Expr::Equal(R0, port.to_be_bytes().to_vec()));
     phrase
+}
+
+/// UDP whose payload begins with this byte.
+pub(crate) fn udp_begins(byte: u8) -> Vec<Expr> {
+    vec![Expr::Payload { base: Header::Transport, offset: UDP_HEADER, len: 1, to: R0 }, Expr::Equal(R0, vec![byte])]
+}
+
+/// Loads the four bytes of UDP payload from `offset` on.
+pub(crate) fn udp_word(offset: u32) -> Expr {
+    Expr::Payload { base: Header::Transport, offset: UDP_HEADER + offset, len: 4, to: R0 }
 }
 
 /// TCP whose flags within `mask` are exactly `flags`.

@@ -1,16 +1,21 @@
 //! What is seen from outside is measured, not intended (I7).
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use lab::api::{Kind, Resource};
-use lab::clock::until;
+use lab::clock::{now, until};
 use lab::play;
+use lab::probe::{Probe, ProbeKind};
+use lab::wireguard::Wireguard;
 
-use crate::{SOON, spec};
+use crate::{LATER, LEASE, SOON, spec};
 
 crate::scenarios!(
     status_metrics_and_events_tell_who_leads,
     a_service_shows_its_address_only_while_it_is_served,
     a_standby_writes_nothing_and_a_leader_once_a_second,
+    a_second_program_with_the_key_is_told_once_and_takeovers_and_a_new_hub_are_not_taken_for_one,
 );
 
 fn status_metrics_and_events_tell_who_leads(api: Kind) -> Result<()> {
@@ -84,6 +89,50 @@ fn a_standby_writes_nothing_and_a_leader_once_a_second(api: Kind) -> Result<()> 
         let seen = writes(world, from);
         assert!(seen.iter().all(|(user, resource)| *user == leader && resource == "leases"), "{seen:?}");
         assert!((5..=11).contains(&seen.len()), "{} renewals in 10 s", seen.len());
+        Ok(())
+    })
+}
+
+fn a_second_program_with_the_key_is_told_once_and_takeovers_and_a_new_hub_are_not_taken_for_one(
+    api: Kind,
+) -> Result<()> {
+    play(spec(api), |world| {
+        let told = |world: &lab::World| -> Result<usize> {
+            Ok(world.events()?.iter().filter(|event| event.starts_with("SecondSpeaker")).count())
+        };
+        let lines = |world: &lab::World| {
+            world.sidecars.iter().map(|s| s.log().matches("sessions that are not ours").count()).sum::<usize>()
+        };
+        // Under traffic the hub speaks all the time, also in the sessions of those who are gone.
+        let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::UdpFlow)?;
+        let steady = |world: &lab::World| -> Result<u8> {
+            probe.answered_since(now(), LEASE + LATER)?;
+            probe.steady_since(now(), 600, LATER)?;
+            world.wait_leader(0, None, SOON)
+        };
+        let leader = steady(world)?;
+        world.sidecar(leader)?.sigterm()?;
+        world.sidecar(leader)?.wait_exit(SOON)?;
+        world.start_sidecars()?;
+        let leader = steady(world)?;
+        world.sidecar_mut(leader)?.restart_in_place(Duration::from_millis(100))?;
+        let leader = steady(world)?;
+        world.sidecar(leader)?.sigkill()?;
+        world.wait_leader(0, Some(leader), LEASE + LATER)?;
+        world.start_sidecars()?;
+        steady(world)?;
+        world.hubs[0].restart()?;
+        steady(world)?;
+        assert_eq!((told(world)?, lines(world)), (0, 0), "nobody else was there: {}", world.logs());
+        drop(probe);
+
+        // Nobody asks any more: the leader's own probes are enough.
+        let rival = Wireguard::rival(&world.topology.backends[0], &world.spec.tunnels[0], world.processes())?;
+        until("the Event", 2 * LATER, || Ok((told(world)? > 0).then_some(())))?;
+        let event = now();
+        until("more of the same", 2 * LATER, || Ok((now() >= event + 2 * LEASE).then_some(())))?;
+        assert_eq!(lines(world), 1, "once is enough: {}", world.logs());
+        drop(rival);
         Ok(())
     })
 }

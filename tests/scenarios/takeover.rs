@@ -14,7 +14,7 @@ use lab::recorder::Message;
 use lab::takeover::Takeover;
 use lab::{World, plan, play};
 
-use crate::{LATER, LEASE, SOON, apart, expect_one_speaker, expect_silence, spec};
+use crate::{LATER, LEASE, SOON, apart, expect_one_speaker, expect_silence, spec, stands_by};
 
 crate::scenarios!(
     a_leader_that_is_asked_to_stop_hands_over,
@@ -192,13 +192,5 @@ fn ten_takeovers_in_a_row_end_well(api: Kind) -> Result<()> {
             leader = next.to;
         }
         Ok(())
-    })
-}
-
-/// Waits until a sidecar says of itself that it stands by.
-fn stands_by(world: &World, node: u8) -> Result<()> {
-    let sidecar = world.sidecar(node)?;
-    until(&format!("{} to stand by", sidecar.pod), LATER, || {
-        Ok((sidecar.status()?["tunnels"][0]["state"] == "standby").then_some(()))
     })
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
-use lab::hub::HubKind;
 use lab::netns::Netns;
+use lab::wireguard::WireguardKind;
 
 /// Programs, and the Debian packages that have them.
 const PROGRAMS: [(&str, &str); 7] = [
@@ -59,7 +59,7 @@ pub fn check() -> Result<()> {
         bail!("this machine lacks\n  {}", missing.join("\n  "));
     }
     let netns = Netns::new("check")?;
-    if let Err(error) = HubKind::available(&netns) {
+    if let Err(error) = WireguardKind::available(&netns) {
         missing.push(format!("{error:#}"));
     }
     if std::fs::File::options().read(true).write(true).open("/dev/net/tun").is_err() {
