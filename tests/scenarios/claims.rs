@@ -11,7 +11,7 @@ use lab::{World, objects, play};
 use serde_json::{Value, json};
 
 use crate::forwarding::expect_exactly;
-use crate::{SETTLE, SOON, spec};
+use crate::{SOON, spec};
 
 crate::scenarios!(
     kube_vips_annotation_and_load_balancer_ip_name_a_tunnel,
@@ -166,7 +166,7 @@ fn a_public_address_takes_the_vips_place_in_the_status(api: Kind) -> Result<()> 
         expect(json!({ "hostname": "hub.example.com" }))?;
         world.put_secret(&world.spec.tunnels)?;
         expect(json!({ "ip": "10.77.0.2", "ipMode": "VIP" }))?;
-        assert_eq!(probe.lost(event, now() - SETTLE), 0, "what is only told changed what is served");
+        assert_eq!(probe.lost_since(event), 0, "what is only told changed what is served");
         Ok(())
     })
 }
