@@ -14,7 +14,7 @@ lab: ## Bring up a small internet in namespaces, take over three times, print th
 test: ## Run every test this machine can run, and tell the rest as not run
 	$(SETUP)/packages.sh test
 	$(SETUP)/rust.sh
-	$(SETUP)/assets.sh kube helm
+	$(SETUP)/assets.sh kube elector helm
 	$(SETUP)/test.sh
 
 bench: ## Measure the gaps of many takeovers and the idle cost of a pod
@@ -26,8 +26,8 @@ build: ## Build the static release binary for this machine
 arm64: ## Build the static release binary for arm64
 	$(SETUP)/static.sh aarch64
 
-assets: ## Build what only tests need (kube-apiserver, etcd, helm) from Go modules
-	$(SETUP)/assets.sh kube helm
+assets: ## Build what only tests need (kube-apiserver, etcd, client-go's elector, helm) from Go modules
+	$(SETUP)/assets.sh kube elector helm
 
 check: fmt clippy doc deny drift ## Format, lints, docs, licences, manifests: all that CI checks beside the tests
 

@@ -24,7 +24,18 @@ pub struct Call {
     pub resource: String,
     /// Namespace; `None`: all of them, or no namespaced resource.
     pub namespace: Option<String>,
+    /// The one object, where the right is bound to a name: Secrets.
+    pub object: Option<String>,
 }
+
+/// Verbs of the rules that the sidecar needs, by resource: whoever lacks one verb is told the whole rule, not one verb
+/// at a time. A watch that may not list is of no use, nor the other way round.
+const VERBS: [(&str, &str); 4] = [
+    ("secrets", "get, list, watch"),
+    ("leases", "get, list, watch, create, update"),
+    ("events", "create, patch"),
+    ("services/status", "patch"),
+];
 
 impl Call {
     /// Reads a call off a request line. Paths that are no resource (`/version`) are a resource `other`.
@@ -40,7 +51,10 @@ impl Call {
                 parts.next();
                 group
             }
-            _ => return Call { verb: "get", group: String::new(), resource: "other".to_owned(), namespace: None },
+            _ => {
+                let (group, resource) = (String::new(), "other".to_owned());
+                return Call { verb: "get", group, resource, namespace: None, object: None };
+            }
         };
         let rest: Vec<&str> = parts.collect();
         let (namespace, rest) = match rest.as_slice() {
@@ -62,18 +76,25 @@ impl Call {
             _ if rest.len() > 1 => "get",
             _ => "list",
         };
-        Call { verb, group, resource, namespace }
+        let object = match rest {
+            ["secrets", name, ..] => Some((*name).to_owned()),
+            ["secrets"] => query.and_then(selected_name),
+            _ => None,
+        };
+        Call { verb, group, resource, namespace, object }
     }
 
     /// The RBAC rule that allows this call, as one line of YAML.
     pub fn rule(&self) -> String {
-        let Call { verb, group, resource, namespace: _ } = self;
-        // A watch that may not list is of no use, nor the other way round.
-        let verbs = match *verb {
-            "list" | "watch" => "list, watch",
-            verb => verb,
+        let Call { verb, group, resource, namespace: _, object } = self;
+        let verbs = match (VERBS.iter().find(|(of, _)| of == resource), *verb) {
+            (Some((_, verbs)), _) => verbs,
+            (None, "list" | "watch") => "list, watch",
+            (None, verb) => verb,
         };
-        format!("{{apiGroups: [\"{group}\"], resources: [{resource}], verbs: [{verbs}]}}")
+        // Without the name the right would be one to read every Secret there is.
+        let names = object.as_ref().map(|name| format!(", resourceNames: [{name}]")).unwrap_or_default();
+        format!("{{apiGroups: [\"{group}\"], resources: [{resource}]{names}, verbs: [{verbs}]}}")
     }
 }
 
@@ -88,6 +109,14 @@ impl fmt::Display for Call {
             None => Ok(()),
         }
     }
+}
+
+/// The name that a list or watch is narrowed to: `fieldSelector=metadata.name=…`, as clients encode it.
+fn selected_name(query: &str) -> Option<String> {
+    let selector = query.split('&').find_map(|pair| pair.strip_prefix("fieldSelector=metadata.name"))?;
+    let name = selector.strip_prefix("%3D").or_else(|| selector.strip_prefix('='))?;
+    // A name has no character that needs encoding; whatever else stands there is no plain name.
+    name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.')).then(|| name.to_owned())
 }
 
 /// Why calls fail. Each says what to do.

@@ -126,6 +126,8 @@ pub struct Controller {
     retry_at: Moment,
     /// The last step was a closing of the fence, and failed.
     close_failed: bool,
+    /// The fence could not be opened or closed: most likely somebody deleted it, and trying again will not do.
+    fence_in_doubt: bool,
 }
 
 /// A run of failures without a success of the same kind in between.
@@ -156,6 +158,7 @@ impl Controller {
             failing: None,
             retry_at: zero,
             close_failed: false,
+            fence_in_doubt: false,
         }
     }
 
@@ -198,6 +201,11 @@ impl Controller {
             return Next::Do(Step::Speak);
         }
         let plan = self.plan.clone();
+        if self.fence_in_doubt
+            && let Some(plan) = self.link().or(plan.as_ref())
+        {
+            return Next::Do(Step::Audit(Arc::clone(plan)));
+        }
         // What is there of a link whose settings no longer hold goes, and comes back new.
         if let (Some(plan), Some(link)) = (&plan, self.link())
             && link.change_to(plan) == Change::NewLink
@@ -286,7 +294,8 @@ impl Controller {
         if open && linked && !self.close_failed {
             return self.unless_waiting(now, Step::CloseFence);
         }
-        let silent = !linked || (!open && now.since(since) >= REMOVAL_PATIENCE);
+        let closed = matches!(self.actual.fence, Fence::Closed { .. });
+        let silent = !linked || (closed && now.since(since) >= REMOVAL_PATIENCE);
         if self.actual.speaking && silent {
             return Next::Do(Step::Quiet);
         }
@@ -358,6 +367,7 @@ impl Controller {
             }
             Step::Audit(_) => {
                 self.next_audit = now + AUDIT_EVERY;
+                self.fence_in_doubt = false;
                 if let Outcome::Drift(drift) = outcome {
                     self.drifted(drift);
                 }
@@ -397,7 +407,11 @@ impl Controller {
         match step {
             Step::Probe(_) => self.pulse.probed(now),
             Step::Kick(_) => self.pulse.kicked(now),
-            Step::Audit(_) => self.next_audit = now + AUDIT_EVERY,
+            Step::Audit(_) => {
+                self.next_audit = now + AUDIT_EVERY;
+                self.fence_in_doubt = false;
+            }
+            Step::ArmFence { .. } | Step::CloseFence => self.fence_in_doubt = true,
             Step::Inspect => self.pulse.unread(now),
             _ => {}
         }

@@ -36,6 +36,8 @@ const NIC_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs the sidecar until SIGTERM or SIGINT. A second signal ends it at once.
 pub async fn run(config: RunConfig) -> anyhow::Result<()> {
+    // Keys are in memory: neither a core dump nor another process of this user may read it (I8).
+    nix::sys::prctl::set_dumpable(false).context("cannot forbid core dumps")?;
     let mut signals = Signals::new()?;
     let clock = Arc::new(BootClock);
     let rtnl = Rtnl::open().context("cannot talk to the kernel's routing (rtnetlink)")?;

@@ -545,6 +545,22 @@ fn the_nic_is_that_of_the_default_route_and_a_pod_without_one_is_told_so() -> Re
     })
 }
 
+/// The kernel refuses a second list on a socket that is reading one; two tunnels audit at the same time.
+#[test]
+#[ignore = "needs root"]
+fn many_may_look_at_the_network_at_once() -> Result<()> {
+    let world = World::new()?;
+    world.in_pod(async |_, net| {
+        for _ in 0..50 {
+            let (a, b, c) = tokio::join!(net.nic(), net.nic(), net.nic());
+            assert_eq!((a?, b?), (net.nic().await?, c?));
+            // Whoever loses interest leaves a list that nobody reads.
+            let _ = tokio::time::timeout(Duration::from_micros(50), net.nic()).await;
+        }
+        Ok(())
+    })
+}
+
 /// `unshare`, `ip` and the rest must be there, or every test above fails for the wrong reason.
 #[test]
 #[ignore = "needs root"]

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# build.sh OUTDIR: kube-apiserver, etcd (and client-go's elector, if it is here) from their Go modules, for the tests.
+# build.sh OUTDIR [NAME …]: etcd, kube-apiserver and client-go's elector, or some of them, from their Go modules, for
+# the tests.
 #
 # What is up to date is left alone: beside each binary lies a stamp of its sources and the Go that built it. A
 # kube-apiserver or an etcd of KUBEBUILDER_ASSETS is used where it is, and one on PATH, if new enough: etcd before 3.6
 # (Debian's is 3.4) cannot tell the API server's watch cache how far it is. Exit 1, with the reason, where Go is missing.
 set -euo pipefail
 
-[ $# = 1 ] || { echo "usage: $0 OUTDIR" >&2; exit 2; }
+[ $# -ge 1 ] || { echo "usage: $0 OUTDIR [etcd] [kube-apiserver] [elector]" >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
+shift
+[ $# -gt 0 ] || set -- etcd kube-apiserver elector
 
 note() { printf '   %s\n' "$*" >&2; }
 
@@ -56,9 +59,13 @@ build() {
 # The API server tells its clients its version; a build of one's own calls itself v0.0.0 unless told.
 kubernetes=$(sed -nE 's/^\tk8s.io\/kubernetes (v[0-9.]+).*/\1/p' "$here/apiserver/go.mod")
 version=k8s.io/component-base/version
-build etcd etcd "1 min and 300 MB of Go modules"
-build kube-apiserver apiserver "3 min and 1 GB of Go modules" \
-  "-X $version.gitVersion=$kubernetes -X $version.gitMajor=1 -X $version.gitMinor=$(cut -d. -f2 <<<"$kubernetes")"
-if [ -d "$here/elector" ]; then
-  build elector elector "1 min"
-fi
+for name in "$@"; do
+  case $name in
+    etcd) build etcd etcd "1 min and 300 MB of Go modules" ;;
+    kube-apiserver)
+      build kube-apiserver apiserver "3 min and 1 GB of Go modules" \
+        "-X $version.gitVersion=$kubernetes -X $version.gitMajor=1 -X $version.gitMinor=$(cut -d. -f2 <<<"$kubernetes")" ;;
+    elector) build elector elector "1 min and 300 MB of Go modules" ;;
+    *) echo "$0 knows no '$name'" >&2; exit 2 ;;
+  esac
+done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# assets.sh [kube] [helm]: builds, from their Go modules, programs that only tests use, into target/.
+# assets.sh [kube] [elector] [helm]: builds, from their Go modules, programs that only tests use, into target/.
 # Takes minutes the first time, nothing after that. Without Go it says so and leaves them out: exit 0, since the
 # tests that need them are then told as not run.
 . "$(dirname "$0")/lib.sh"
@@ -13,13 +13,20 @@ build_kube() {
     note "kube-apiserver and etcd: those of KUBEBUILDER_ASSETS or PATH"
   elif [ -x target/kube/kube-apiserver ] && [ -x target/kube/etcd ]; then
     :
-  elif [ ! -x lab/kube/build.sh ]; then
-    note "kube-apiserver: not built, this version has no lab/kube/build.sh"
   elif ! have_go; then
     note "kube-apiserver and etcd: not built, since there is no Go 1.26 or newer (or set KUBEBUILDER_ASSETS)"
   else
     say "building kube-apiserver and etcd from their Go modules (minutes, once)"
-    timed "build kube-apiserver and etcd" lab/kube/build.sh target/kube
+    timed "build kube-apiserver and etcd" lab/kube/build.sh target/kube etcd kube-apiserver
+  fi
+}
+
+build_elector() {
+  if ! have_go; then
+    note "client-go's elector: not built, since there is no Go 1.26 or newer; it is told as not run"
+  else
+    say "building client-go's elector from its Go module (a minute, once)"
+    timed "build client-go's elector" lab/kube/build.sh target/kube elector
   fi
 }
 
@@ -41,6 +48,6 @@ build_helm() {
 }
 
 for asset in "$@"; do
-  case $asset in kube | helm) "build_$asset" ;; *) fail "assets.sh knows no '$asset'" ;; esac
+  case $asset in kube | elector | helm) "build_$asset" ;; *) fail "assets.sh knows no '$asset'" ;; esac
 done
 [ ${#timings[@]} = 0 ] || printf '%s\n' "${timings[@]}" >&2

@@ -8,12 +8,13 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use crate::clock::now;
+use crate::netns::Netns;
 
 /// The namespaces and processes of a world.
 #[derive(Clone, Debug)]
 pub struct Census {
-    /// Network namespaces: number and name.
-    pub namespaces: BTreeMap<u64, String>,
+    /// Network namespaces: number, name and mark.
+    pub namespaces: BTreeMap<u64, (String, String)>,
     /// Process ids.
     pub processes: Vec<i32>,
 }
@@ -41,7 +42,10 @@ impl Census {
             for link in links {
                 let Ok(target) = fs::read_link(&link) else { continue };
                 let number = target.to_str().and_then(|t| t.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok());
-                if let Some(name) = number.and_then(|number: u64| self.namespaces.get(&number)) {
+                // The number may be another world's by now.
+                if let Some((name, mark)) = number.and_then(|number: u64| self.namespaces.get(&number))
+                    && Netns::is_marked(&link, mark)
+                {
                     left.push(format!("namespace {name}, held by {}", link.display()));
                 }
             }
@@ -63,5 +67,23 @@ impl Census {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs root or a user namespace"]
+    fn a_namespace_that_is_held_is_told_and_another_with_its_number_is_not() -> Result<()> {
+        let netns = Netns::new("held")?;
+        let census = |mark: &str| -> Result<Census> {
+            let namespaces = [(netns.inode()?, (netns.name().to_owned(), mark.to_owned()))].into();
+            Ok(Census { namespaces, processes: vec![] })
+        };
+        assert!(census(netns.mark())?.leftovers()?[0].starts_with("namespace held, held by /proc/"));
+        assert_eq!(census("lab-of-another-world")?.leftovers()?, Vec::<String>::new());
+        Ok(())
     }
 }

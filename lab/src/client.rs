@@ -99,6 +99,21 @@ impl Client {
         })
     }
 
+    /// A connection, whose reads and writes wait as long as this client does.
+    pub fn open(&self, target: SocketAddrV4) -> Result<TcpStream> {
+        self.netns.run(|| Ok(open(target, self.patience)?))
+    }
+
+    /// A UDP socket of one flow.
+    pub fn flow(&self, target: SocketAddrV4) -> Result<UdpSocket> {
+        self.netns.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_read_timeout(Some(self.patience))?;
+            socket.connect(target)?;
+            Ok(socket)
+        })
+    }
+
     /// Reads `bytes` from a backend over one connection; how long that took.
     pub fn download(&self, target: SocketAddrV4, bytes: u64) -> Result<Duration> {
         let patience = self.patience;

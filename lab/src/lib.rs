@@ -1,15 +1,18 @@
 //! The proving ground: a small internet out of network namespaces, the real binary in it, and a client beyond the hub.
 
 pub mod api;
+pub mod assets;
 pub mod backend;
 pub mod census;
 pub mod client;
 pub mod clock;
 pub mod dns;
+pub mod download;
 pub mod forge;
 pub mod gaps;
 pub mod hub;
 pub mod keys;
+pub mod kubeconfig;
 pub mod netns;
 pub mod node;
 pub mod objects;
@@ -17,6 +20,7 @@ pub mod plan;
 pub mod probe;
 pub mod processes;
 pub mod recorder;
+pub mod sctp;
 pub mod sidecar;
 pub mod takeover;
 pub mod topology;

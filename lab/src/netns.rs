@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
@@ -14,8 +15,14 @@ use nix::sched::{CloneFlags, setns, unshare};
 /// A network namespace. Lives as long as a clone of this value, or a process in it.
 #[derive(Clone, Debug)]
 pub struct Netns {
-    name: Arc<str>,
+    labels: Arc<Labels>,
     file: Arc<File>,
+}
+
+#[derive(Debug)]
+struct Labels {
+    name: String,
+    mark: String,
 }
 
 impl Netns {
@@ -27,8 +34,10 @@ impl Netns {
                 .context("cannot make a network namespace; run as root or inside `unshare -rn`")?;
             File::open("/proc/thread-self/ns/net").context("cannot open the new namespace")
         })?;
-        let netns = Self { name: name.into(), file: Arc::new(file) };
-        netns.ip(&["link set lo up"])?;
+        let mark = format!("lab-{:016x}", rand::random::<u64>());
+        let labels = Labels { name: name.to_owned(), mark };
+        let netns = Self { labels: Arc::new(labels), file: Arc::new(file) };
+        netns.ip(&["link set lo up", &format!("link set lo alias {}", netns.mark())])?;
         // IPv6 addresses are there at once, not after a second of looking for doubles. Without IPv6 there is none.
         let _ = netns.sysctls(&[("net/ipv6/conf/default/accept_dad", "0"), ("net/ipv6/conf/all/accept_dad", "0")]);
         Ok(netns)
@@ -36,12 +45,25 @@ impl Netns {
 
     /// Its name, for people.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.labels.name
     }
 
     /// Its number, as in the link `/proc/<pid>/ns/net`.
     pub fn inode(&self) -> Result<u64> {
         Ok(self.file.metadata()?.ino())
+    }
+
+    /// The alias of its `lo`, unlike that of any other namespace: the kernel gives a number away again at once.
+    pub fn mark(&self) -> &str {
+        &self.labels.mark
+    }
+
+    /// Does this link of `/proc` (`…/ns/net`, `…/fd/7`) lead to the namespace with this mark?
+    pub(crate) fn is_marked(link: &Path, mark: &str) -> bool {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", link.display())).args(["--", "ip", "-o", "link", "show", "lo"]);
+        // A holder that is gone by now holds nothing.
+        command.output().is_ok_and(|said| String::from_utf8_lossy(&said.stdout).contains(mark))
     }
 
     /// Runs `work` on a thread of its own inside the namespace and waits for it. Sockets made there stay there.
@@ -54,7 +76,7 @@ impl Netns {
 
     /// Moves the calling thread into the namespace, for good.
     pub fn enter(&self) -> Result<()> {
-        setns(&*self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter namespace {}", self.name))
+        setns(&*self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter namespace {}", self.name()))
     }
 
     /// A path under which other processes find the namespace while this value lives (`nsenter --net=…`).
@@ -103,7 +125,7 @@ impl Netns {
         self.run(|| {
             for (key, value) in settings {
                 fs::write(format!("/proc/sys/{key}"), value)
-                    .with_context(|| format!("cannot set {key} in {}", self.name))?;
+                    .with_context(|| format!("cannot set {key} in {}", self.name()))?;
             }
             Ok(())
         })
@@ -128,7 +150,7 @@ impl Netns {
         let output = child.wait_with_output()?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            return Err(anyhow!("in {}: `{what}` failed ({}): {}", self.name, output.status, said.trim()));
+            return Err(anyhow!("in {}: `{what}` failed ({}): {}", self.name(), output.status, said.trim()));
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }

@@ -20,6 +20,8 @@ pub struct TunnelSpec {
     pub preshared_key: Option<String>,
     /// `host:port` of the hub.
     pub endpoint: String,
+    /// CIDRs, as in a YAML list.
+    pub allowed_ips: String,
     /// More settings as they stand in YAML, e.g. `mtu: 1300`.
     pub more: Vec<String>,
 }
@@ -34,6 +36,7 @@ impl TunnelSpec {
             peer_public_key: String::new(),
             preshared_key: None,
             endpoint: format!("{}:{}", plan::hub(index), plan::HUB_PORT),
+            allowed_ips: "0.0.0.0/0".into(),
             more: Vec::new(),
         }
     }
@@ -54,11 +57,11 @@ impl TunnelSpec {
 pub fn document(tunnels: &[TunnelSpec]) -> String {
     let mut text = String::new();
     for tunnel in tunnels {
-        let TunnelSpec { name, vip, private_key, peer_public_key, preshared_key, endpoint, more } = tunnel;
+        let TunnelSpec { name, vip, private_key, peer_public_key, preshared_key, endpoint, allowed_ips, more } = tunnel;
         let _ = write!(
             text,
             "{name}:\n  vip: {vip}\n  privateKey: {private_key}\n  peerPublicKey: {peer_public_key}\n  \
-             peerEndpoint: \"{endpoint}\"\n  allowedIPs: [0.0.0.0/0]\n"
+             peerEndpoint: \"{endpoint}\"\n  allowedIPs: [{allowed_ips}]\n"
         );
         if let Some(key) = preshared_key {
             let _ = writeln!(text, "  presharedKey: {key}");

@@ -20,6 +20,7 @@ use crate::clock::until;
 use crate::dns::Dns;
 use crate::hub::Hub;
 use crate::keys::KeyPair;
+use crate::netns::Netns;
 use crate::node::Node;
 use crate::plan;
 use crate::processes::Processes;
@@ -195,7 +196,13 @@ impl World {
             self.client.until(Proto::Tcp, hub.public(port), within, |answer| answer.name().is_some())?;
             return Ok(());
         }
-        let control_plane = hub.public(plan::API_SOCKET.port());
+        self.wait_control_plane(index, within)
+    }
+
+    /// Waits until the client reaches the API server through the hub of tunnel `index`: a real API server tells its
+    /// own endpoints a second or two after it answers.
+    pub fn wait_control_plane(&self, index: usize, within: Duration) -> Result<()> {
+        let control_plane = self.hubs.get(index).context("no such hub")?.public(plan::API_SOCKET.port());
         until("the API server through the hub", within, || {
             Ok(matches!(self.client.connect(control_plane)?, Answer::Text(_)).then_some(()))
         })
@@ -291,7 +298,8 @@ impl World {
 
     /// What this world consists of, to look for afterwards.
     pub fn census(&self) -> Result<Census> {
-        let namespaces = self.topology.all().into_iter().map(|netns| Ok((netns.inode()?, netns.name().to_owned())));
+        let names = |netns: &Netns| (netns.name().to_owned(), netns.mark().to_owned());
+        let namespaces = self.topology.all().into_iter().map(|netns| Ok((netns.inode()?, names(netns))));
         Ok(Census { namespaces: namespaces.collect::<Result<_>>()?, processes: self.processes.ids() })
     }
 

@@ -41,8 +41,19 @@ fn a_forbidden_call_names_itself_and_the_rule_to_add() {
     assert_eq!(fault.to_string(), expected);
     let fault = ApiFault::forbidden(call(Method::PUT, "/apis/coordination.k8s.io/v1/namespaces/a/leases/l"));
     let expected = "not allowed to update leases.coordination.k8s.io in namespace a; add to the Role wirevip: \
-                    {apiGroups: [\"coordination.k8s.io\"], resources: [leases], verbs: [update]}";
+                    {apiGroups: [\"coordination.k8s.io\"], resources: [leases], verbs: [get, list, watch, create, update]}";
     assert_eq!(fault.to_string(), expected);
+    // Never the right to read every Secret.
+    for uri in [
+        "/api/v1/namespaces/a/secrets?&fieldSelector=metadata.name%3Dwireguard&limit=500",
+        "/api/v1/namespaces/a/secrets?&watch=true&fieldSelector=metadata.name%3Dwireguard",
+        "/api/v1/namespaces/a/secrets/wireguard",
+    ] {
+        let rule = "{apiGroups: [\"\"], resources: [secrets], resourceNames: [wireguard], verbs: [get, list, watch]}";
+        assert_eq!(call(Method::GET, uri).rule(), rule, "{uri}");
+    }
+    let other = call(Method::GET, "/api/v1/services?fieldSelector=metadata.name%3Dweb");
+    assert_eq!(other.rule(), "{apiGroups: [\"\"], resources: [services], verbs: [list, watch]}");
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -20,7 +20,7 @@ use crate::ruleset::{self, Firewall, Forget};
 use crate::secret::Tunnel;
 use crate::services::Forwards;
 use crate::status::Snapshot;
-use crate::tunnel::{HostNet, LinkBackend, LinkError, LinkPlan, LinkStats, Nic};
+use crate::tunnel::{HostError, HostNet, LinkBackend, LinkError, LinkPlan, LinkStats, Nic};
 
 /// Longer than any step takes on a machine that works.
 const STEP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -301,6 +301,10 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
     fn count_packets(&mut self) {
         let name = &self.controller.settings().name;
         if let Ok(packets) = fence::dropped(&mut self.firewall, name) {
+            // One that was put back after somebody deleted it counts from zero.
+            if packets < self.fenced.1 {
+                self.fenced.0 += self.fenced.1;
+            }
             self.fenced.1 = packets;
         }
         if let Ok(packets) = fence::foreign(&mut self.firewall, name) {
@@ -311,13 +315,13 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
 
     async fn audit(&mut self, plan: &LinkPlan) -> anyhow::Result<Drift> {
         self.count_packets();
-        let missing = match self.net.drift(plan).await {
-            Ok(missing) => missing,
-            Err(crate::tunnel::HostError::LinkLost { .. }) => return Ok(Drift { link: true, ..Drift::default() }),
+        let (link, missing) = match self.net.drift(plan).await {
+            Ok(missing) => (false, missing),
+            Err(HostError::LinkLost { .. }) => (true, vec![]),
             Err(error) => return Err(error.into()),
         };
         let drift = Drift {
-            link: false,
+            link,
             network: !missing.is_empty(),
             forwards: !ruleset::stands(&mut self.firewall, &plan.name)?,
             fence: !self.firewall.intact(&ruleset::fence_table(&plan.name))?,
@@ -401,4 +405,5 @@ async fn news<T>(receiver: &mut watch::Receiver<T>) {
 
 fn lost(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(LinkError::Lost { .. }))
+        || matches!(error.downcast_ref(), Some(HostError::LinkLost { .. }))
 }

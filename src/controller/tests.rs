@@ -214,6 +214,29 @@ fn what_an_outsider_deletes_comes_back() {
 }
 
 #[test]
+fn a_fence_that_cannot_be_opened_or_closed_is_looked_at_and_made_again() {
+    let (gone, whole) = (Drift { fence: true, ..Drift::default() }, Drift::default());
+    let renewed = Step::ArmFence { port: 51820, until: at(6000) };
+    for (drift, again) in [(gone, vec!["RaiseFence", "ArmFence"]), (whole, vec!["ArmFence"])] {
+        let mut controller = leader();
+        controller.handle(leading(at(6000)), at(100));
+        assert_eq!(controller.next(at(100)), Next::Do(renewed.clone()));
+        controller.failed(&renewed, "ENOENT".into(), at(100));
+        let Next::Do(audit @ Step::Audit(_)) = controller.next(at(100)) else { panic!("it was not looked at") };
+        controller.done(&audit, Outcome::Drift(drift), at(100));
+        assert_eq!(names(&settle(&mut controller, at(300))), again);
+    }
+    // The same on the way to another port, for which the old link has to go.
+    let mut controller = leader();
+    controller.handle(Event::Settings(Arc::new(settings(51999, 5))), at(100));
+    assert_eq!(controller.next(at(100)), Next::Do(Step::CloseFence));
+    controller.failed(&Step::CloseFence, "ENOENT".into(), at(100));
+    let Next::Do(audit @ Step::Audit(_)) = controller.next(at(100)) else { panic!("it was not looked at") };
+    controller.done(&audit, Outcome::Drift(gone), at(100));
+    assert_eq!(names(&settle(&mut controller, at(300)))[0], "RemoveLink");
+}
+
+#[test]
 fn a_failing_step_is_tried_again_ever_more_slowly_and_then_another_pod_may_try() {
     let mut controller = standby();
     controller.handle(leading(at(60_000)), at(0));
@@ -358,7 +381,10 @@ impl There {
                 assert!(leads && self.forwards && self.fence && self.armed_until == tenure && self.attached);
             }
             Step::Quiet => {
-                assert!(!self.link || self.armed_until.is_none(), "quiet with a link behind an open fence");
+                assert!(
+                    !self.link || (self.fence && self.armed_until.is_none()),
+                    "quiet with a link and no closed fence"
+                );
             }
             Step::RemoveFence => assert!(!self.link, "a link without its fence"),
             _ => {}

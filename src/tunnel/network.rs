@@ -3,7 +3,6 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
-use futures::TryStreamExt;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute};
@@ -32,18 +31,18 @@ impl KernelNet {
             IpVersion::V4 => AddressFamily::Inet,
             IpVersion::V6 => AddressFamily::Inet6,
         };
-        let answer = self.rtnl.handle().route().get(question).execute().try_collect().await;
-        answer.map_err(to_io).map_err(failed("reading routes"))
+        let answer = self.rtnl.list(|handle| handle.route().get(question).execute()).await;
+        answer.map_err(failed("reading routes"))
     }
 
     async fn rules(&self, version: IpVersion) -> Result<Vec<RuleMessage>, HostError> {
-        let answer = self.rtnl.handle().rule().get(version).execute().try_collect().await;
-        answer.map_err(to_io).map_err(failed("reading routing rules"))
+        let answer = self.rtnl.list(|handle| handle.rule().get(version).execute()).await;
+        answer.map_err(failed("reading routing rules"))
     }
 
     async fn addresses(&self) -> Result<Vec<AddressMessage>, HostError> {
-        let answer = self.rtnl.handle().address().get().execute().try_collect().await;
-        answer.map_err(to_io).map_err(failed("reading addresses"))
+        let answer = self.rtnl.list(|handle| handle.address().get().execute()).await;
+        answer.map_err(failed("reading addresses"))
     }
 
     /// The link of this plan, if it is there and ours.

@@ -2,10 +2,12 @@
 //! connection was opened.
 
 use std::io;
+use std::sync::Arc;
 
-use futures::TryStreamExt;
+use futures::{TryStream, TryStreamExt};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::Handle;
+use tokio::sync::Mutex;
 
 use super::ALIAS_PREFIX;
 
@@ -13,6 +15,8 @@ use super::ALIAS_PREFIX;
 #[derive(Clone, Debug)]
 pub struct Rtnl {
     handle: Handle,
+    /// Held while a list is read.
+    listing: Arc<Mutex<()>>,
 }
 
 /// A link, as the kernel tells it.
@@ -42,15 +46,31 @@ impl Rtnl {
     pub fn open() -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, listing: Arc::default() })
     }
 
     pub(super) fn handle(&self) -> &Handle {
         &self.handle
     }
 
+    /// Reads a whole list. One at a time: the kernel refuses a second one on the same socket with EBUSY while the first
+    /// is being read. In a task of its own, which ends with the list and not with whoever asked for it.
+    pub(super) async fn list<S>(&self, ask: impl FnOnce(&Handle) -> S + Send + 'static) -> io::Result<Vec<S::Ok>>
+    where
+        S: TryStream<Error = rtnetlink::Error> + Send,
+        S::Ok: Send + 'static,
+    {
+        let (turn, handle) = (Arc::clone(&self.listing).lock_owned().await, self.handle.clone());
+        let reading = tokio::spawn(async move {
+            let list = ask(&handle).try_collect().await;
+            drop(turn);
+            list
+        });
+        reading.await.map_err(io::Error::other)?.map_err(to_io)
+    }
+
     pub(super) async fn links(&self) -> io::Result<Vec<SeenLink>> {
-        let messages: Vec<_> = self.handle.link().get().execute().try_collect().await.map_err(to_io)?;
+        let messages = self.list(|handle| handle.link().get().execute()).await?;
         Ok(messages.into_iter().map(seen).collect())
     }
 

@@ -17,7 +17,7 @@ use crate::{LATER, LEASE, SOON, expect_silence, spec};
 crate::scenarios!(
     a_deleted_lease_is_made_again_by_its_leader_without_a_lost_packet,
     a_lease_that_names_another_silences_the_leader_at_once,
-    an_emptied_lease_is_taken_again,
+    an_emptied_lease_is_taken_again_by_its_leader_and_by_nobody_else,
     a_secret_that_comes_late_is_served,
     an_api_that_comes_late_is_served,
     after_an_outage_a_leader_serves_and_knows_what_changed,
@@ -117,19 +117,23 @@ fn expect_silence_since(world: &World, node: u8, since: std::time::Instant) -> b
     !world.hubs[0].heard().iter().any(|heard| heard.at > since && heard.node() == Some(node))
 }
 
-fn an_emptied_lease_is_taken_again(api: Kind) -> Result<()> {
+fn an_emptied_lease_is_taken_again_by_its_leader_and_by_nobody_else(api: Kind) -> Result<()> {
     play(spec(api), |world| {
-        let (probe, _) = steady(world)?;
+        let (probe, leader) = steady(world)?;
+        let event = now();
         for empty in [json!(""), Value::Null] {
-            let event = now();
             until("the Lease emptied", SOON, || {
                 let mut object = lease(world)?;
                 object["spec"]["holderIdentity"] = empty.clone();
                 Ok(world.kube.replace(Resource::Lease, object).ok())
             })?;
-            world.wait_leader(0, None, LATER)?;
-            probe.steady_since(now(), 100, LATER)?;
-            eprintln!("a Lease emptied by hand: gap {:?}", probe.gap_since(event).length());
+            assert_eq!(world.wait_leader(0, None, LATER)?, leader);
+        }
+        let emptied = now();
+        until("a lease", 3 * LEASE, || Ok((now() >= emptied + LEASE).then_some(())))?;
+        assert_eq!((world.leader(0)?, probe.lost(event, now() - crate::SETTLE)), (Some(leader), 0));
+        for sidecar in world.sidecars.iter().filter(|s| s.node != leader) {
+            expect_silence(world, 0, sidecar.node, event)?;
         }
         Ok(())
     })
@@ -170,18 +174,21 @@ fn after_an_outage_a_leader_serves_and_knows_what_changed(api: Kind) -> Result<(
         let (probe, leader) = steady(world)?;
         let event = now();
         world.api.stop()?;
-        until("the outage", 4 * LEASE, || Ok((now() >= event + 2 * LEASE).then_some(())))?;
+        until("the outage", 8 * LEASE, || Ok((now() >= event + 4 * LEASE).then_some(())))?;
         // Without hold nobody may speak once the tenure is over.
         expect_silence(world, 0, leader, event + LEASE)?;
         world.api.resume()?;
         let back = now();
         world.endpoints(&world.kube.get(Resource::Service, "default", "web")?, &world.all_ready()[..1])?;
+        // The contract's 3 s and 5 s, and as much again for a machine with other work.
         let answered = probe.answered_since(back, Duration::from_secs(6))?;
-        eprintln!("API back: answered after {:?}", answered - back);
+        eprintln!("API back after 20 s: answered after {:?}", answered - back);
         until("what changed meanwhile", Duration::from_secs(10), || {
             let seen = world.client.spread(Proto::Tcp, world.web(), 20)?;
             Ok((seen.len() == 1 && seen.contains_key("b0")).then_some(()))
-        })
+        })?;
+        eprintln!("and what changed meanwhile is in force after {:?}", now() - back);
+        Ok(())
     })
 }
 

@@ -1,7 +1,6 @@
 //! What is forwarded, how it is spread, and what is not let through.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -23,30 +22,15 @@ crate::scenarios!(
     a_client_stays_with_its_backend_where_affinity_is_asked_for,
     the_tunnel_opens_nothing_but_what_is_forwarded,
     large_answers_and_datagrams_arrive_on_a_small_pod_network,
-    kube_vips_annotation_and_load_balancer_ip_name_a_tunnel,
-    the_older_service_keeps_a_port_that_two_want,
 );
 
 fn the_api_server_answers_through_the_vip_with_a_valid_certificate(api: Kind) -> Result<()> {
     play(spec(api), |world| {
-        let outside = format!("{}:6443", world.hubs[0].address);
+        world.wait_control_plane(0, LATER)?;
+        let outside = world.hubs[0].public(plan::API_SOCKET.port()).to_string();
         let kubeconfig = world.api.kubeconfig_at(User::Admin, &outside);
         let kube = Kube::new(&world.topology.client, &kubeconfig)?;
         assert_eq!(kube.list(Resource::Node, "")?.len(), world.nodes.len());
-        if Command::new("kubectl").arg("version").arg("--client").stdout(Stdio::null()).status().is_ok() {
-            let file = format!("{}/kubeconfig-{:?}-{}", env!("CARGO_TARGET_TMPDIR"), api, std::process::id());
-            std::fs::write(&file, &kubeconfig)?;
-            let cache = concat!("--cache-dir=", env!("CARGO_TARGET_TMPDIR"), "/kubectl");
-            let output = world
-                .topology
-                .client
-                .command("kubectl")
-                .args([&format!("--kubeconfig={file}"), cache, "get", "nodes", "-o", "name"])
-                .output()?;
-            std::fs::remove_file(&file)?;
-            let said = String::from_utf8_lossy(&output.stdout).into_owned();
-            assert_eq!(said.lines().count(), world.nodes.len(), "{output:?}");
-        }
         Ok(())
     })
 }
@@ -64,7 +48,7 @@ fn three_backends_share_tcp_and_udp_evenly(api: Kind) -> Result<()> {
 }
 
 /// Asks until exactly these backends answer, all of them, and nothing is refused.
-fn expect_exactly(world: &World, target: SocketAddrV4, names: &[&str]) -> Result<()> {
+pub(crate) fn expect_exactly(world: &World, target: SocketAddrV4, names: &[&str]) -> Result<()> {
     until(&format!("answers of {names:?} alone"), SOON, || {
         let seen = world.client.spread(Proto::Tcp, target, 30 * names.len())?;
         let found: Vec<&str> = seen.keys().map(String::as_str).collect();
@@ -161,18 +145,48 @@ fn source_ranges_are_enforced(api: Kind) -> Result<()> {
     })
 }
 
+/// Which backend serves each of twelve client addresses, by TCP and by UDP: one for all source ports of a client.
+fn served_by(world: &World) -> Result<Vec<String>> {
+    let mut served = Vec::new();
+    for last in 20..32 {
+        let address = Ipv4Addr::new(198, 51, 100, last);
+        world.topology.client.ip(&[
+            format!("addr replace {address}/24 dev eth0"),
+            format!("route replace default via {} src {address}", plan::CLIENT_ROUTER),
+        ])?;
+        for proto in [Proto::Tcp, Proto::Udp] {
+            let seen = world.client.spread(proto, world.web(), 10)?;
+            anyhow::ensure!(seen.len() == 1, "{address} is served by {seen:?}");
+            served.extend(seen.into_keys());
+        }
+    }
+    Ok(served)
+}
+
 fn a_client_stays_with_its_backend_where_affinity_is_asked_for(api: Kind) -> Result<()> {
     play(spec(api), |world| {
         let patch = serde_json::json!({ "spec": { "sessionAffinity": "ClientIP" } });
         world.kube.patch(Resource::Service, "default", "web", patch)?;
-        let ask = |world: &World| world.client.spread(Proto::Tcp, world.web(), 60);
-        until("one backend for all", SOON, || Ok((ask(world)?.len() == 1).then_some(())))?;
-        let before = ask(world)?;
+        let before = until("one backend for each client", LATER, || Ok(Some(served_by(world)?)))?;
         let leader = world.wait_leader(0, None, SOON)?;
         world.sidecar(leader)?.stop(SOON)?;
         world.wait_leader(0, Some(leader), LATER)?;
         world.wait_serving(LATER)?;
-        assert_eq!(ask(world)?, before, "a successor picks the same backend");
+        assert_eq!(served_by(world)?, before, "a successor picks the same backend");
+        // One backend goes: its clients move, the others stay.
+        let gone = before[0].clone();
+        let left: Vec<_> = world.backends.iter().filter(|b| b.name != gone).collect();
+        let endpoints: Vec<_> = left.iter().map(|b| (b.address, Condition::Ready)).collect();
+        let web = world.kube.get(Resource::Service, "default", "web")?;
+        world.endpoints(&web, &endpoints)?;
+        let after = until("the gone backend unused", LATER, || {
+            Ok(Some(served_by(world)?).filter(|served| !served.contains(&gone)))
+        })?;
+        eprintln!("clients of {before:?} went to {after:?}");
+        assert!(before.iter().any(|name| *name != gone), "this would prove nothing");
+        for (before, after) in before.iter().zip(&after).filter(|(before, _)| **before != gone) {
+            assert_eq!(before, after, "a client of a backend that stayed was moved");
+        }
         Ok(())
     })
 }
@@ -182,6 +196,7 @@ fn the_tunnel_opens_nothing_but_what_is_forwarded(api: Kind) -> Result<()> {
         let quick = Duration::from_millis(300);
         let (hub, leader) = (&world.hubs[0], world.wait_leader(0, None, SOON)?);
         let from_hub = Client::new(&hub.netns).patient(quick);
+        world.wait_control_plane(0, LATER)?;
         assert!(hub.netns.sh(&format!("ping -c 1 -W 2 {}", hub.vip)).is_ok(), "the VIP answers ping");
         assert!(matches!(from_hub.connect(SocketAddrV4::new(hub.vip, 6443))?, Answer::Text(_)));
         for port in [plan::HTTP_PORT, 22, 9999] {
@@ -233,54 +248,5 @@ fn large_answers_and_datagrams_arrive_on_a_small_pod_network(api: Kind) -> Resul
             })?;
         }
         Ok(())
-    })
-}
-
-fn kube_vips_annotation_and_load_balancer_ip_name_a_tunnel(api: Kind) -> Result<()> {
-    play(spec(api).without_web(), |world| {
-        let vip = world.spec.tunnels[0].vip;
-        let port = |number| [objects::port(Proto::Tcp, number, 8080)];
-        let annotated = objects::service_on("annotated", &[vip], &port(81));
-        let mut by_ip = objects::service_on("by-ip", &[], &port(82));
-        by_ip["metadata"]["annotations"] = serde_json::json!({});
-        by_ip["spec"]["loadBalancerIP"] = vip.to_string().into();
-        let mut ignored = objects::service_on("ignored", &[vip], &port(83));
-        ignored["metadata"]["annotations"]["kube-vip.io/ignore"] = "true".into();
-        let mut foreign = objects::service_on("foreign", &[vip], &port(84));
-        foreign["spec"]["loadBalancerClass"] = "example.com/other".into();
-        for service in [annotated, by_ip, ignored, foreign] {
-            world.kube.apply(Resource::Service, service.clone())?;
-            world.endpoints(&service, &world.all_ready())?;
-        }
-        for port in [81, 82] {
-            world.client.until(Proto::Tcp, world.hubs[0].public(port), SOON, |a| a.name().is_some())?;
-        }
-        for port in [83, 84] {
-            assert_eq!(world.client.connect(world.hubs[0].public(port))?, Answer::Refused);
-        }
-        let ingress = until("the Service's status", SOON, || Ok(world.ingress("annotated")?.into_iter().next()))?;
-        assert_eq!(ingress["ip"].as_str().map(str::parse::<Ipv4Addr>), Some(Ok(vip)));
-        assert!(world.ingress("ignored")?.is_empty() && world.ingress("foreign")?.is_empty());
-        Ok(())
-    })
-}
-
-fn the_older_service_keeps_a_port_that_two_want(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
-        // The API gives creationTimestamps in whole seconds; the name decides between equals: "web" < "zweit".
-        let second = objects::service("zweit", "wg0", &[objects::port(Proto::Tcp, 8080, 8080)]);
-        world.kube.apply(Resource::Service, second.clone())?;
-        world.endpoints(&second, &world.all_ready()[..1])?;
-        until("the Event", SOON, || {
-            Ok(world.events()?.contains(&"PortConflict Service/zweit".to_owned()).then_some(()))
-        })?;
-        expect_exactly(world, world.web(), &["b0", "b1", "b2"])?;
-        assert!(world.ingress("zweit")?.is_empty());
-        world.kube.delete(Resource::Service, "default", "web")?;
-        world.client.until(Proto::Udp, world.web(), SOON, |a| *a == Answer::Refused)?;
-        until("the younger one", SOON, || {
-            let seen = world.client.spread(Proto::Tcp, world.web(), 20)?;
-            Ok((seen.len() == 1 && seen.contains_key("b0")).then_some(()))
-        })
     })
 }

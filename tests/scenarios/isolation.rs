@@ -7,15 +7,17 @@ use lab::clock::{now, until};
 use lab::objects;
 use lab::probe::{Probe, ProbeKind};
 use lab::sidecar::NAMESPACE;
-use lab::{World, play};
+use lab::{World, plan, play};
 use serde_json::Value;
 
-use crate::{LATER, SOON, spec};
+use crate::{LATER, SETTLE, SOON, spec};
 
 crate::scenarios!(
     two_tunnels_serve_one_service_and_answers_return_as_they_came,
     a_broken_key_costs_the_other_tunnel_no_packet,
     the_death_of_one_tunnels_leader_leaves_the_others_status_alone,
+    a_tunnel_that_is_removed_takes_its_status_along_before_its_lease,
+    two_tunnels_in_one_pod_swap_their_ports_in_one_document,
 );
 
 /// Service `default/both` on the VIPs of both tunnels.
@@ -87,12 +89,12 @@ fn a_broken_key_costs_the_other_tunnel_no_packet(api: Kind) -> Result<()> {
         // The good settings of the faulty one serve on, too.
         for probe in [&sound, &faulty] {
             probe.steady_since(now(), 200, SOON)?;
-            assert_eq!(probe.lost(event, now() - crate::SETTLE), 0, "packets were lost");
+            assert_eq!(probe.lost(event, now() - SETTLE), 0, "packets were lost");
         }
         assert!(!world.logs().contains("not base64!"), "key material was logged");
         world.put_secret(&world.spec.tunnels)?;
         until("all to be well again", SOON, || Ok((valid(leader)? == Some(1.0)).then_some(())))?;
-        assert_eq!(sound.lost(event, now() - crate::SETTLE), 0);
+        assert_eq!(sound.lost(event, now() - SETTLE), 0);
         Ok(())
     })
 }
@@ -121,7 +123,61 @@ fn the_death_of_one_tunnels_leader_leaves_the_others_status_alone(api: Kind) -> 
         let heir = world.wait_leader(1, Some(dying), LATER)?;
         assert_ne!(heir, dying);
         world.client.until(Proto::Tcp, world.hubs[1].public(9000), LATER, |a| a.name().is_some())?;
-        assert_eq!(probe.lost(event, now() - crate::SETTLE), 0, "the other tunnel lost packets");
+        assert_eq!(probe.lost(event, now() - SETTLE), 0, "the other tunnel lost packets");
         expect_status(world, &["10.77.0.2", "10.77.1.2"])
+    })
+}
+
+fn a_tunnel_that_is_removed_takes_its_status_along_before_its_lease(api: Kind) -> Result<()> {
+    play(spec(api).tunnels(2), |world| {
+        serve_both(world)?;
+        expect_status(world, &["10.77.0.2", "10.77.1.2"])?;
+        let probe = Probe::start(&world.topology.client, world.hubs[0].public(9000), ProbeKind::UdpFlow)?;
+        probe.steady_since(now(), 100, SOON)?;
+        let event = now();
+        world.put_secret(&world.spec.tunnels[..1])?;
+        until("the Lease given back", LATER, || Ok(world.lease(1)?.filter(|lease| lease.holder.is_empty())))?;
+        assert_eq!(vips_of(&world.ingress("both")?), ["10.77.0.2"], "its entry went before its Lease");
+        assert_eq!(world.client.patient(SETTLE).who(Proto::Tcp, world.hubs[1].public(9000))?.name(), None);
+        assert_eq!(probe.lost(event, now() - SETTLE), 0, "the other tunnel lost packets");
+        Ok(())
+    })
+}
+
+/// The UDP ports that are bound in a pod.
+fn ports_in(world: &World, node: u8) -> Result<Vec<u16>> {
+    // `  12: 00000000:CA6C 00000000:0000 07 …`
+    let text = world.sidecar(node)?.netns.sh("cat /proc/net/udp /proc/net/udp6")?;
+    let local = text.lines().filter_map(|line| line.split_whitespace().nth(1)?.rsplit_once(':'));
+    let mut ports: Vec<_> = local.filter_map(|(_, port)| u16::from_str_radix(port, 16).ok()).collect();
+    // WireGuard may have one socket for both families, or one for each.
+    ports.sort_unstable();
+    ports.dedup();
+    Ok(ports)
+}
+
+fn two_tunnels_in_one_pod_swap_their_ports_in_one_document(api: Kind) -> Result<()> {
+    // One node, so both tunnels are led by one pod, and each wants what the other has.
+    play(spec(api).tunnels(2).nodes(1), |world| {
+        serve_both(world)?;
+        assert_eq!(ports_in(world, 1)?, [51820, 51821]);
+        for ports in [[51821, 51820], [51820, 51821]] {
+            let explicit = world.spec.tunnels.iter().cloned().zip(ports);
+            let tunnels: Vec<_> = explicit.map(|(tunnel, port)| tunnel.with(&format!("listenPort: {port}"))).collect();
+            world.put_secret(&tunnels)?;
+            for (hub, port) in world.hubs.iter().zip(ports) {
+                // As the pod's packets enter the NAT.
+                let flow = format!("src={} dst={} sport={port} ", plan::sidecar(1), hub.address);
+                until(&format!("a flow with {flow}"), LATER, || {
+                    Ok(world.topology.gateway.sh("conntrack -L -p udp")?.contains(&flow).then_some(()))
+                })?;
+                for proto in [Proto::Tcp, Proto::Udp] {
+                    world.client.until(proto, hub.public(9000), LATER, |a| a.name().is_some())?;
+                }
+            }
+            assert_eq!(ports_in(world, 1)?, [51820, 51821]);
+            assert_eq!(world.sidecar(1)?.metric("wirevip_config_valid", r#"{tunnel="wg1"}"#)?, Some(1.0));
+        }
+        Ok(())
     })
 }

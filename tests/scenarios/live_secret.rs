@@ -1,12 +1,19 @@
 //! The Secret changes while tunnels serve.
 
+use std::net::SocketAddrV4;
+
 use anyhow::{Context, Result};
 use lab::api::{Kind, Resource};
+use lab::client::{Answer, Client, Proto};
 use lab::clock::{now, until};
+use lab::download::Download;
 use lab::keys::KeyPair;
-use lab::play;
 use lab::probe::{Probe, ProbeKind};
+use lab::recorder::Message;
 use lab::sidecar::NAMESPACE;
+use lab::tunnels::TunnelSpec;
+use lab::world::WEB;
+use lab::{World, plan, play};
 
 use crate::{LATER, SETTLE, SOON, spec};
 
@@ -14,6 +21,8 @@ crate::scenarios!(
     a_tunnel_that_is_added_serves_beside_the_others,
     a_deleted_or_broken_secret_keeps_the_last_good_settings_serving,
     a_changed_keepalive_keeps_link_and_flows,
+    changed_allowed_ips_hold_at_once_and_keep_link_and_flows,
+    a_hub_given_another_address_keeps_link_and_flows,
     a_key_that_the_hub_does_not_know_is_told_and_a_right_one_heals,
     no_key_is_ever_told,
 );
@@ -57,27 +66,89 @@ fn a_deleted_or_broken_secret_keeps_the_last_good_settings_serving(api: Kind) ->
     })
 }
 
+/// The interface's index in the leader's pod: another one after a link was made anew (`7: wg0: <…>`).
+fn link(world: &World, leader: u8) -> Result<String> {
+    let text = world.sidecar(leader)?.netns.sh("ip -o link show wg0")?;
+    text.split(':').next().map(str::to_owned).context("no link")
+}
+
+/// Writes the Secret, and waits until this pod has taken it.
+fn change(world: &World, leader: u8, tunnels: &[TunnelSpec]) -> Result<()> {
+    let taken = || world.sidecar(leader)?.metric("wirevip_config_last_change_timestamp_seconds", "");
+    let before = until("the metric", SOON, || Ok(Some(taken()?)))?;
+    world.put_secret(tunnels)?;
+    until("the change to be taken", SOON, || Ok((taken()? != before).then_some(())))
+}
+
 fn a_changed_keepalive_keeps_link_and_flows(api: Kind) -> Result<()> {
     play(spec(api), |world| {
         let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::TcpLong)?;
         probe.steady_since(now(), 100, SOON)?;
         let leader = world.wait_leader(0, None, SOON)?;
-        // `ip` says `7: wg0: <…>`: the index changes when a link is made anew.
-        let link = |world: &lab::World| {
-            let text = world.sidecar(leader)?.netns.sh("ip -o link show wg0")?;
-            text.split(':').next().map(str::to_owned).context("no link")
-        };
-        let (event, before) = (now(), link(world)?);
-        let changed = world.spec.tunnels[0].clone().with("persistentKeepalive: 1");
-        world.put_secret(&[changed])?;
-        let changes =
-            |world: &lab::World| world.sidecar(leader)?.metric("wirevip_config_last_change_timestamp_seconds", "");
-        let first = changes(world)?;
-        until("the change to be taken", SOON, || {
-            Ok((changes(world)? != first || first.is_none() || now() > event + SOON / 2).then_some(()))
-        })?;
+        let (event, before) = (now(), link(world, leader)?);
+        change(world, leader, &[world.spec.tunnels[0].clone().with("persistentKeepalive: 1")])?;
         probe.steady_since(now(), 200, SOON)?;
-        assert_eq!((probe.lost(event, now() - SETTLE), link(world)?), (0, before));
+        assert_eq!((probe.lost(event, now() - SETTLE), link(world, leader)?), (0, before));
+        Ok(())
+    })
+}
+
+fn changed_allowed_ips_hold_at_once_and_keep_link_and_flows(api: Kind) -> Result<()> {
+    play(spec(api), |world| {
+        let leader = world.wait_leader(0, None, SOON)?;
+        let before = link(world, leader)?;
+        let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::TcpLong)?;
+        probe.steady_since(now(), 100, SOON)?;
+        let download = Download::start(&world.client.patient(SOON), world.web())?;
+        let hub = Client::new(&world.hubs[0].netns).patient(SETTLE);
+        let vip = SocketAddrV4::new(world.hubs[0].vip, WEB);
+        assert!(hub.who(Proto::Udp, vip)?.name().is_some(), "the hub itself may ask, at first");
+        let event = now();
+        let mut tunnel = world.spec.tunnels[0].clone();
+        // The client's network alone; then all but in other words.
+        tunnel.allowed_ips = "198.51.100.0/24".into();
+        change(world, leader, &[tunnel.clone()])?;
+        hub.until(Proto::Udp, vip, SOON, |answer| *answer == Answer::Silence)?;
+        download.goes_on(1_000_000, SOON)?;
+        tunnel.allowed_ips = "0.0.0.0/1, 128.0.0.0/1".into();
+        change(world, leader, &[tunnel.clone()])?;
+        hub.until(Proto::Udp, vip, SOON, |answer| answer.name().is_some())?;
+        download.goes_on(1_000_000, SOON)?;
+        probe.steady_since(now(), 200, SOON)?;
+        assert_eq!((probe.lost(event, now() - SETTLE), link(world, leader)?), (0, before));
+        download.finish()?;
+        // A client outside them gets nothing.
+        tunnel.allowed_ips = "203.0.113.0/24".into();
+        change(world, leader, &[tunnel])?;
+        let client = world.client.patient(SETTLE);
+        client.until(Proto::Udp, world.web(), SOON, |answer| *answer == Answer::Silence)?;
+        Ok(())
+    })
+}
+
+fn a_hub_given_another_address_keeps_link_and_flows(api: Kind) -> Result<()> {
+    play(spec(api), |world| {
+        let leader = world.wait_leader(0, None, SOON)?;
+        let before = link(world, leader)?;
+        let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::TcpLong)?;
+        probe.steady_since(now(), 100, SOON)?;
+        let download = Download::start(&world.client.patient(SOON), world.web())?;
+        let other = plan::hub(90);
+        world.hubs[0].netns.sh(&format!("ip addr add {other}/25 dev eth0"))?;
+        let mut tunnel = world.spec.tunnels[0].clone();
+        tunnel.endpoint = format!("{other}:{}", plan::HUB_PORT);
+        let event = now();
+        change(world, leader, &[tunnel])?;
+        until("the pod to speak to the new address", SOON, || {
+            let heard = world.hubs[0].heard();
+            Ok(heard.iter().any(|h| h.at > event && *h.to.ip() == other && h.kind == Message::Data).then_some(()))
+        })?;
+        let moved = now();
+        download.goes_on(1_000_000, SOON)?;
+        probe.steady_since(moved, 200, SOON)?;
+        eprintln!("the hub's address changed: {} probes lost", probe.lost(event, now() - SETTLE));
+        assert_eq!(link(world, leader)?, before);
+        download.finish()?;
         Ok(())
     })
 }

@@ -7,19 +7,28 @@
 
 mod api;
 mod bad_input;
+mod claims;
+mod events;
+mod flows;
 mod forwarding;
+mod healing;
 mod hub;
 mod isolation;
+mod kubectl;
 mod leftovers;
 mod live_secret;
+mod metrics;
+mod rights;
 mod seen;
 mod status;
 mod takeover;
+mod turns;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lab::api::Kind;
+use lab::clock::until;
 use lab::{World, WorldSpec};
 
 /// Lease duration of all worlds here (the default).
@@ -37,13 +46,17 @@ fn spec(api: Kind) -> WorldSpec {
     WorldSpec::default().bin(env!("CARGO_BIN_EXE_wirevip")).api(api)
 }
 
-/// Names scenarios `fn(Kind) -> Result<()>` as tests, once for each API server.
+/// Names scenarios `fn(Kind) -> Result<()>` as tests, once for each API server; more that they need, if anything, is
+/// said before them, as it reads with either.
 macro_rules! scenarios {
     ($($name:ident),* $(,)?) => {
+        crate::scenarios!("needs root", "needs root and kube-apiserver": $($name),*);
+    };
+    ($embedded:literal, $real:literal: $($name:ident),* $(,)?) => {
         mod embedded {
             $(
                 #[test]
-                #[ignore = "needs root"]
+                #[ignore = $embedded]
                 fn $name() -> anyhow::Result<()> {
                     super::$name(lab::api::Kind::Embedded)
                 }
@@ -52,7 +65,7 @@ macro_rules! scenarios {
         mod real {
             $(
                 #[test]
-                #[ignore = "needs root and kube-apiserver"]
+                #[ignore = $real]
                 fn $name() -> anyhow::Result<()> {
                     super::$name(lab::api::Kind::Real)
                 }
@@ -76,6 +89,14 @@ fn expect_one_speaker(world: &World, index: usize, from: u8, to: u8, since: Inst
     let first =
         heard.iter().find(|h| h.at >= since && h.node() == Some(to)).context("the successor was never heard")?;
     expect_silence(world, index, from, first.at)
+}
+
+/// Waits until a sidecar says of itself that it stands by.
+fn stands_by(world: &World, node: u8) -> Result<()> {
+    let sidecar = world.sidecar(node)?;
+    until(&format!("{} to stand by", sidecar.pod), LATER, || {
+        Ok((sidecar.status()?["tunnels"][0]["state"] == "standby").then_some(()))
+    })
 }
 
 /// Two moments at most this far apart, whichever is first.

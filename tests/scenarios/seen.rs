@@ -4,19 +4,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lab::api::{Kind, Resource};
-use lab::client::Proto;
 use lab::clock::{now, until};
+use lab::play;
 use lab::probe::{Probe, ProbeKind};
 use lab::wireguard::Wireguard;
-use lab::{objects, play};
 
 use crate::{LATER, LEASE, SOON, spec};
 
 crate::scenarios!(
     status_metrics_and_events_tell_who_leads,
     a_service_shows_its_address_only_while_it_is_served,
-    a_service_without_backends_is_told,
-    what_an_outsider_deletes_comes_back,
     a_standby_writes_nothing_and_a_leader_once_a_second,
     a_second_program_with_the_key_is_told_once_and_takeovers_and_a_new_hub_are_not_taken_for_one,
 );
@@ -69,35 +66,6 @@ fn a_service_shows_its_address_only_while_it_is_served(api: Kind) -> Result<()> 
             serde_json::json!({ "metadata": { "annotations": { "wirevip.io/tunnel": "no-such-tunnel" } } }),
         )?;
         until("the status removed", SOON, || Ok(world.ingress("web")?.is_empty().then_some(())))?;
-        Ok(())
-    })
-}
-
-fn a_service_without_backends_is_told(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
-        let lonely = objects::service("lonely", "wg0", &[objects::port(Proto::Tcp, 81, 8080)]);
-        world.kube.apply(Resource::Service, lonely)?;
-        until("the Event", SOON, || Ok(world.events()?.contains(&"NoBackends Service/lonely".to_owned()).then_some(())))
-    })
-}
-
-fn what_an_outsider_deletes_comes_back(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
-        let leader = world.wait_leader(0, None, SOON)?;
-        let pod = world.sidecar(leader)?.netns.clone();
-        let answered = |answer: &lab::client::Answer| answer.name().is_some();
-        for deletion in ["nft delete table inet wirevip_wg0", "ip link set wg0 down", "ip link del wg0"] {
-            pod.sh(deletion)?;
-            world.client.until(Proto::Tcp, world.web(), LATER, answered).context(deletion)?;
-        }
-        // All rules of ours, and the routes of our tables.
-        for line in pod.sh("ip rule show")?.lines() {
-            let (priority, rule) = line.split_once(':').context("a rule without a priority")?;
-            if !rule.contains("lookup local") && !rule.contains("lookup main") && !rule.contains("lookup default") {
-                pod.sh(&format!("ip rule del priority {priority}"))?;
-            }
-        }
-        world.client.until(Proto::Tcp, world.web(), LATER, answered).context("rules deleted")?;
         Ok(())
     })
 }

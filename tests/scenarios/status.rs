@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use anyhow::{Context, Result};
 use lab::api::{Kind, User};
 use lab::clock::until;
+use lab::kubeconfig::KubeconfigFile;
 use lab::{World, play};
 use serde_json::Value;
 
@@ -13,13 +14,10 @@ use crate::{LATER, SOON, spec};
 crate::scenarios!(status_tells_who_leads_and_names_a_pod_that_is_gone, status_says_what_a_sidecar_may_not_read);
 
 fn status(world: &World, user: User, arguments: &[&str]) -> Result<Output> {
-    let config = std::env::temp_dir().join(format!("wirevip-status-{}-{:?}", std::process::id(), world.spec.api));
-    std::fs::write(&config, world.api.kubeconfig(user))?;
+    let config = KubeconfigFile::new(&world.api.kubeconfig(user))?;
     let mut command: Command = world.topology.control.command(env!("CARGO_BIN_EXE_wirevip"));
-    command.arg("status").args(arguments).env("KUBECONFIG", &config);
-    let output = command.output();
-    std::fs::remove_file(&config)?;
-    Ok(output?)
+    command.arg("status").args(arguments).env("KUBECONFIG", config.path());
+    Ok(command.output()?)
 }
 
 fn status_tells_who_leads_and_names_a_pod_that_is_gone(api: Kind) -> Result<()> {

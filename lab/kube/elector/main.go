@@ -41,6 +41,9 @@ func run(kubeconfig, namespace, name, identity string, lease, deadline, retry ti
 	}
 	// client-go sets no timeout for the elector's requests by itself; this is the one its own helper uses.
 	config.Timeout = max(time.Second, deadline/2)
+	// By default it writes protobuf, which the lab's own API server does not read.
+	config.ContentType = "application/json"
+	config.AcceptContentTypes = "application/json"
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return err

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::Request;
 use super::identity::{Certificates, Tokens};
+use crate::assets::asset;
 use crate::clock::until;
 use crate::netns::Netns;
 use crate::processes::{Process, Processes};
@@ -181,20 +182,6 @@ rules:
 - level: Metadata
   omitStages: [RequestReceived, ResponseStarted]
 "#;
-
-/// Where a binary is: the directories named by the environment, then PATH, then what `lab/kube/build.sh` built.
-fn asset(name: &str) -> Result<String> {
-    let named = ["WIREVIP_KUBE_ASSETS", "KUBEBUILDER_ASSETS"];
-    let mut places: Vec<PathBuf> = named.iter().filter_map(std::env::var_os).map(PathBuf::from).collect();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    // Debian's etcd 3.4 on PATH is too old; what was built here is known to be right.
-    places.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/kube"));
-    places.extend(std::env::split_paths(&path));
-    let file = places.iter().map(|place| place.join(name)).find(|file| file.is_file());
-    file.map(|file| file.display().to_string()).with_context(|| {
-        format!("no {name} found; run `lab/kube/build.sh target/kube`, or name its directory in WIREVIP_KUBE_ASSETS")
-    })
-}
 
 /// How long a start may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);

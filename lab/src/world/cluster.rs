@@ -89,20 +89,24 @@ impl World {
         until("a leader in the Lease", within, || Ok(self.leader(index)?.filter(|leader| Some(*leader) != not)))
     }
 
-    /// When a sidecar first wrote the Lease of tunnel `index` at or after `since`, by the API server's log.
-    pub fn lease_written(&self, index: usize, node: u8, since: Instant) -> Result<Option<Instant>> {
+    /// Who wrote the Lease of tunnel `index` when, by the API server's log: pods, other candidates, `admin`.
+    pub fn lease_writes(&self, index: usize) -> Result<Vec<(Instant, String)>> {
         let name = self.spec.tunnels.get(index).context("no such tunnel")?.lease();
-        let pod = &self.sidecar(node)?.pod;
         let requests = self.api.requests();
-        let writes = requests.iter().filter(|request| {
+        let writes = requests.into_iter().filter(|request| {
             request.resource == "leases"
                 && (request.name == name || request.verb == "create")
                 && matches!(request.verb.as_str(), "create" | "update")
                 && matches!(request.code, 200 | 201)
-                && request.user == *pod
         });
-        let mut moments = writes.map(|request| crate::clock::moment_of(SystemTime::from(request.at)));
-        Ok(moments.find(|at| *at >= since))
+        Ok(writes.map(|request| (crate::clock::moment_of(SystemTime::from(request.at)), request.user)).collect())
+    }
+
+    /// When a sidecar first wrote the Lease of tunnel `index` at or after `since`.
+    pub fn lease_written(&self, index: usize, node: u8, since: Instant) -> Result<Option<Instant>> {
+        let pod = &self.sidecar(node)?.pod;
+        let mut writes = self.lease_writes(index)?.into_iter();
+        Ok(writes.find(|(at, user)| *at >= since && user == pod).map(|(at, _)| at))
     }
 
     /// The Service's `status.loadBalancer.ingress`.
