@@ -6,6 +6,7 @@
 #![allow(clippy::print_stderr, reason = "tests tell what they measured")]
 
 mod api;
+mod bad_input;
 mod claims;
 mod events;
 mod flows;
