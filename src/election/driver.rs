@@ -136,7 +136,7 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
                 self.begin_fall(now, Duration::ZERO);
             }
             Wish::Resign => {}
-            Wish::StepDown if leading => self.begin_fall(now, self.elector.params().lease),
+            Wish::StepDown if leading => self.begin_fall(now, 2 * self.elector.params().retry),
             _ if leading && !state.eligible => self.begin_fall(now, Duration::ZERO),
             _ => {}
         }

@@ -177,7 +177,7 @@ fn a_public_address_takes_the_vips_place_in_the_status(api: Kind) -> Result<()> 
         expect(json!({ "hostname": "hub.example.com" }))?;
         world.put_secret(&world.spec.tunnels)?;
         expect(json!({ "ip": "10.77.0.2", "ipMode": "VIP" }))?;
-        assert_eq!(probe.lost(event, now() - SETTLE), 0, "what is only told changed what is served");
+        assert_eq!(probe.lost_since(event), 0, "what is only told changed what is served");
         Ok(())
     })
 }
