@@ -66,6 +66,9 @@ impl Wireguard {
             WireguardKind::WireguardGo => Some(start_wireguard_go(netns, link, processes)?),
         };
         let wireguard = Self { netns: netns.clone(), link, process };
+        if wireguard.process.is_some() {
+            wireguard.wait_socket()?;
+        }
         let configured = || wireguard.wg(&["setconf", link, "/dev/stdin"], Some(config)).map(Some);
         until("WireGuard's configuration", Duration::from_secs(5), configured)?;
         Ok(wireguard)
@@ -82,6 +85,18 @@ impl Wireguard {
         let rival = Self::start(netns, "rival", WireguardKind::available(netns)?, &config, processes)?;
         netns.ip(&["link set rival up"])?;
         Ok(rival)
+    }
+
+    /// Waits until wireguard-go listens on its control socket: `wg` takes one that is bound, but does not listen yet, for
+    /// a dead process's and deletes it, and wireguard-go ends.
+    fn wait_socket(&self) -> Result<()> {
+        const SO_ACCEPTCON: &str = "00010000";
+        let name = format!("/{}.sock", self.link);
+        until("wireguard-go's control socket", Duration::from_secs(10), || {
+            let sockets = self.netns.sh("cat /proc/net/unix")?;
+            let listens = |line: &str| line.ends_with(&name) && line.split_whitespace().nth(3) == Some(SO_ACCEPTCON);
+            Ok(sockets.lines().any(listens).then_some(()))
+        })
     }
 
     /// Ends it as a power cut does.

@@ -1,6 +1,9 @@
 //! Several tunnels: each serves by itself, and what befalls one costs the others nothing (I5).
 
+use std::time::Duration;
+
 use anyhow::Result;
+use lab::api::faults::{Fault, Target};
 use lab::api::{Kind, Resource};
 use lab::client::Proto;
 use lab::clock::{now, until};
@@ -134,6 +137,11 @@ fn a_tunnel_that_is_removed_takes_its_status_along_before_its_lease(api: Kind) -
         expect_status(world, &["10.77.0.2", "10.77.1.2"])?;
         let probe = Probe::start(&world.topology.client, world.hubs[0].public(9000), ProbeKind::UdpFlow)?;
         probe.steady_since(now(), 100, SOON)?;
+        if let Ok(faults) = world.api.faults() {
+            // Slower than a tunnel goes down: a pod that did not wait would be caught.
+            let slow = Fault::Delay(Duration::from_millis(700));
+            faults.add(Target::any().verb("patch").resource("services/status"), slow);
+        }
         let event = now();
         world.put_secret(&world.spec.tunnels[..1])?;
         until("the Lease given back", LATER, || Ok(world.lease(1)?.filter(|lease| lease.holder.is_empty())))?;
