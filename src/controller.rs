@@ -12,6 +12,7 @@
 //! - no step up is taken without a tenure that has not ended at `now`;
 //! - a renewed tenure re-arms the fence before anything else is done.
 
+use std::mem::{Discriminant, discriminant};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,6 +124,8 @@ pub struct Controller {
     next_audit: Moment,
     falling_since: Option<Moment>,
     failing: Option<Failing>,
+    /// When the tenure began that we asked to be relieved of: until the next one nothing is raised.
+    gave_way: Option<Moment>,
     retry_at: Moment,
     /// The last step was a closing of the fence, and failed.
     close_failed: bool,
@@ -133,6 +136,7 @@ pub struct Controller {
 /// A run of failures without a success of the same kind in between.
 #[derive(Clone, PartialEq, Debug)]
 struct Failing {
+    kind: Discriminant<Step>,
     since: Moment,
     wait: Duration,
     message: String,
@@ -156,6 +160,7 @@ impl Controller {
             next_audit: zero,
             falling_since: None,
             failing: None,
+            gave_way: None,
             retry_at: zero,
             close_failed: false,
             fence_in_doubt: false,
@@ -166,7 +171,12 @@ impl Controller {
     pub fn handle(&mut self, event: Event, now: Moment) {
         match event {
             Event::Leadership(Leadership::Following { .. }) => self.tenure = None,
-            Event::Leadership(Leadership::Leading(tenure)) => self.tenure = Some(tenure),
+            Event::Leadership(Leadership::Leading(tenure)) => {
+                if self.tenure.is_none_or(|before| before.since != tenure.since) {
+                    self.begin_tenure(now);
+                }
+                self.tenure = Some(tenure);
+            }
             Event::Settings(settings) => {
                 if settings != self.settings {
                     // New settings deserve a try at once.
@@ -185,14 +195,23 @@ impl Controller {
         self.replan();
     }
 
-    /// The next step, if it is time for one. Asking changes nothing but the memory of when falling began.
+    /// The next step, if it is time for one. Asking changes nothing but the memory of when falling began, and why.
     pub fn next(&mut self, now: Moment) -> Next {
         match self.tenure_at(now) {
-            Some(tenure) if !self.stopping => {
+            Some(tenure) if !self.stopping && self.gave_way != Some(tenure.since) => {
                 self.falling_since = None;
                 self.next_up(tenure, now)
             }
             _ => self.next_down(now),
+        }
+    }
+
+    /// What failed in an earlier tenure is tried afresh; until it works it stays told.
+    fn begin_tenure(&mut self, now: Moment) {
+        self.retry_at = now;
+        self.gave_way = None;
+        if let Some(failing) = &mut self.failing {
+            (failing.since, failing.wait) = (now, RETRY.0);
         }
     }
 
@@ -225,7 +244,7 @@ impl Controller {
                 && now.since(failing.since) >= RAISE_PATIENCE
                 && self.actual.peer.is_none()
             {
-                self.failing = None;
+                self.gave_way = Some(tenure.since);
                 return Next::Do(Step::StepDown);
             }
             return self.unless_waiting(now, step);
@@ -310,7 +329,13 @@ impl Controller {
         }
         match self.stopping {
             true => Next::Finished,
-            false => Next::WaitUntil(now + Duration::from_secs(1)),
+            false => {
+                // What made us give way stands in the way still, for all we know; all else is over.
+                if self.gave_way.is_none() {
+                    self.failing = None;
+                }
+                Next::WaitUntil(now + Duration::from_secs(1))
+            }
         }
     }
 
@@ -324,6 +349,9 @@ impl Controller {
             self.retry_at = now;
         }
         self.close_failed = false;
+        if self.failing.as_ref().is_some_and(|failing| failing.kind == discriminant(step)) {
+            self.failing = None;
+        }
         match step {
             Step::Speak => self.actual.speaking = true,
             Step::Quiet => self.actual.speaking = false,
@@ -400,7 +428,7 @@ impl Controller {
             Some(failing) => (failing.since, (failing.wait * 2).min(longest)),
             None => (now, first),
         };
-        self.failing = Some(Failing { since, wait, message });
+        self.failing = Some(Failing { kind: discriminant(step), since, wait, message });
         self.retry_at = now + wait;
         self.close_failed = *step == Step::CloseFence;
         // What cannot be read is not there; what cannot be probed is asked again at its next time.

@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "all functions here are parts of tests")]
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use wirevip::clock::{Clock, TokioClock};
 use wirevip::controller::Controller;
 use wirevip::controller::actor::{Actor, Inputs, Outputs};
+use wirevip::controller::hub::Whereabouts;
 use wirevip::election::Campaign;
 use wirevip::election::testing::{LeaseServer, Way, Weather};
 use wirevip::election::{Elector, Params};
@@ -93,13 +94,13 @@ impl Pod {
         let nic = self.kernel.nic().await.unwrap();
         let (settings_tx, settings_rx) = watch::channel(settings());
         let (forwards_tx, forwards_rx) = watch::channel(Some(Arc::default()));
-        let (endpoint_tx, endpoint_rx) = watch::channel(Some("192.0.2.1:51820".parse().unwrap()));
+        let (hub_tx, hub_rx) = watch::channel(Whereabouts::from(SocketAddr::from(([192, 0, 2, 1], 51820))));
         let (stop, stop_rx) = watch::channel(false);
         let (snapshot_tx, snapshot) = watch::channel(Snapshot::standby(settings()));
         let inputs = Inputs {
             settings: settings_rx,
             forwards: forwards_rx,
-            endpoint: endpoint_rx,
+            hub: hub_rx,
             nic: watch::channel(nic.clone()).1,
             stop: stop_rx,
         };
@@ -109,8 +110,7 @@ impl Pod {
         let kernel = (Arc::new(self.kernel.clone()), Arc::new(self.kernel.clone()), self.firewall.clone());
         let actor = Actor::new(controller, kernel, Arc::new(clock), campaign, inputs, outputs);
         let actor = tokio::spawn(actor.run(|| {}));
-        self.process =
-            Some(Process { actor, stop, snapshot, _inputs: Box::new((settings_tx, forwards_tx, endpoint_tx)) });
+        self.process = Some(Process { actor, stop, snapshot, _inputs: Box::new((settings_tx, forwards_tx, hub_tx)) });
     }
 
     /// SIGKILL: nothing is taken down but the process itself.

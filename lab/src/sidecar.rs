@@ -33,10 +33,12 @@ printf '%s' "$LAB_KUBECONFIG" > /run/lab/kubeconfig
 printf 'nameserver %s\noptions timeout:1\n' "$LAB_NAMESERVER" > /run/lab/resolv.conf
 [ -e "$resolv" ] || : > "$resolv"
 mount --bind /run/lab/resolv.conf "$resolv"
-unset LAB_KUBECONFIG LAB_NAMESERVER
+eval "$LAB_PRELUDE"
+capabilities=-all$LAB_CAPABILITIES
+unset LAB_KUBECONFIG LAB_NAMESERVER LAB_PRELUDE LAB_CAPABILITIES
 export KUBECONFIG=/run/lab/kubeconfig
 mount -o remount,bind,ro / || true
-exec setpriv --no-new-privs --inh-caps=-all,+net_admin --bounding-set=-all,+net_admin -- "$@"
+exec setpriv --no-new-privs --inh-caps="$capabilities" --bounding-set="$capabilities" -- "$@"
 "#;
 
 /// The sidecar of one node.
@@ -57,6 +59,10 @@ pub struct Sidecar {
     pub env: Vec<(String, String)>,
     /// What its `KUBECONFIG` holds.
     pub kubeconfig: String,
+    /// Shell commands that run in its mounts before it, e.g. to take a device away.
+    pub prelude: String,
+    /// What is left of root's capabilities, each as `,+name`.
+    pub capabilities: String,
     outside: Client,
     processes: Arc<Processes>,
     process: Option<Process>,
@@ -80,6 +86,8 @@ impl Sidecar {
             args: vec!["run".into()],
             env: Vec::new(),
             kubeconfig: String::new(),
+            prelude: String::new(),
+            capabilities: ",+net_admin".into(),
             outside: Client::new(outside),
             processes: Arc::clone(processes),
             process: None,
@@ -103,6 +111,7 @@ impl Sidecar {
         command.env("POD_NAMESPACE", NAMESPACE).env("POD_NAME", &self.pod).env("POD_UID", &self.uid);
         command.env("NODE_NAME", format!("node{}", self.node)).envs(self.env.iter().map(|(k, v)| (k, v)));
         command.env("LAB_KUBECONFIG", &self.kubeconfig).env("LAB_NAMESERVER", plan::API.to_string());
+        command.env("LAB_PRELUDE", &self.prelude).env("LAB_CAPABILITIES", &self.capabilities);
         let at = now();
         self.process = Some(self.processes.start(&self.pod, command)?);
         Ok(at)

@@ -3,12 +3,12 @@
 //! Leadership is read before every step and is first in every wait: a step up that was decided before a loss is never
 //! begun after it. No step may take longer than [`STEP_TIMEOUT`]; what a stuck step cannot undo, the kernel's fence does.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::hub::Whereabouts;
 use super::{Controller, Drift, Event, Next, Outcome, Step};
 use crate::clock::{Clock, Moment};
 use crate::election::Gate;
@@ -35,8 +35,8 @@ pub struct Inputs {
     pub settings: watch::Receiver<Arc<Tunnel>>,
     /// What is to be forwarded; `None` until Services were listed once.
     pub forwards: watch::Receiver<Option<Arc<Forwards>>>,
-    /// The hub's address; `None` until it was resolved.
-    pub endpoint: watch::Receiver<Option<SocketAddr>>,
+    /// Where the hub is.
+    pub hub: watch::Receiver<Whereabouts>,
     /// The pod's NIC.
     pub nic: watch::Receiver<Nic>,
     /// True: take all down, give the Lease back, end.
@@ -164,10 +164,10 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
 
     fn take_inputs(&mut self) {
         let now = self.clock.now();
-        let Inputs { settings, forwards, endpoint, nic, stop: _ } = &mut self.inputs;
+        let Inputs { settings, forwards, hub, nic, stop: _ } = &mut self.inputs;
         let nic = nic.borrow_and_update().clone();
         let settings = Arc::clone(&settings.borrow_and_update());
-        let (forwards, endpoint) = (forwards.borrow_and_update().clone(), *endpoint.borrow_and_update());
+        let (forwards, endpoint) = (forwards.borrow_and_update().clone(), hub.borrow_and_update().address);
         self.controller.handle(Event::Nic(nic), now);
         self.controller.handle(Event::Settings(settings), now);
         if let Some(forwards) = &forwards {
@@ -181,14 +181,14 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
     }
 
     async fn wait(&mut self, at_most: Duration) {
-        let Inputs { settings, forwards, endpoint, nic, stop } = &mut self.inputs;
+        let Inputs { settings, forwards, hub, nic, stop } = &mut self.inputs;
         tokio::select! {
             biased;
             () = news(&mut self.leadership) => {}
             () = news(&mut self.standing) => {}
             () = news(stop) => {}
             () = news(settings) => self.take_inputs(),
-            () = news(endpoint) => self.take_inputs(),
+            () = news(hub) => self.take_inputs(),
             () = news(nic) => self.take_inputs(),
             () = news(forwards) => self.take_inputs(),
             () = tokio::time::sleep(at_most) => {}
@@ -366,6 +366,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
     fn publish(&self) {
         let now = self.clock.now();
         let LinkStats { handshake_age: _, received, sent } = self.controller.stats();
+        let hub = self.inputs.hub.borrow();
         let snapshot = Snapshot {
             settings: Arc::clone(self.controller.settings()),
             leadership: self.leadership.borrow().clone(),
@@ -375,11 +376,12 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             peer_since: self.controller.peer_since(),
             traffic: (self.past_traffic.0 + received, self.past_traffic.1 + sent),
             forwards: self.controller.applied().cloned(),
-            failure: self.controller.failure().map(str::to_owned),
+            failure: self.controller.failure().or(hub.obstacle()).map(str::to_owned),
             standing: self.standing.borrow().clone(),
             fenced_packets: self.fenced.0 + self.fenced.1,
             foreign_packets: self.foreign.total(),
         };
+        drop(hub);
         self.outputs.snapshot.send_replace(snapshot);
         let unheard = self.controller.unheard_for(now).unwrap_or_default();
         self.outputs.unheard.send_if_modified(|known| {

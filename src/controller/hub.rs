@@ -15,14 +15,35 @@ const UNHEARD: Duration = Duration::from_secs(4);
 /// After a failed look-up.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// What is known of where the hub is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Whereabouts {
+    /// Its address, the last good one; `None` until it was resolved.
+    pub address: Option<SocketAddr>,
+    /// Why its name does not resolve, while that lasts.
+    pub fault: Option<String>,
+}
+
+impl Whereabouts {
+    /// What keeps the tunnel from being raised: a fault beside a known address is none.
+    pub fn obstacle(&self) -> Option<&str> {
+        self.fault.as_deref().filter(|_| self.address.is_none())
+    }
+}
+
+impl From<SocketAddr> for Whereabouts {
+    fn from(address: SocketAddr) -> Self {
+        Self { address: Some(address), fault: None }
+    }
+}
+
 /// Publishes the hub's address until the settings' sender is gone.
 pub async fn follow(
     nic: watch::Receiver<Nic>,
     mut settings: watch::Receiver<Arc<Tunnel>>,
     mut unheard: watch::Receiver<Duration>,
-    address: watch::Sender<Option<SocketAddr>>,
+    hub: watch::Sender<Whereabouts>,
 ) {
-    let mut told = None;
     let mut resolver = None;
     loop {
         let endpoint = settings.borrow_and_update().endpoint.clone();
@@ -30,18 +51,17 @@ pub async fn follow(
         let nic = nic.borrow().clone();
         let wait = match resolve(&mut resolver, &endpoint, &nic).await {
             Ok(resolved) => {
-                let next = choose(&resolved.addresses, *address.borrow(), silent);
-                address.send_if_modified(|now| std::mem::replace(now, next) != next);
-                told = None;
+                let address = choose(&resolved.addresses, hub.borrow().address, silent);
+                publish(&hub, Whereabouts { address, fault: None });
                 resolved.valid_for.unwrap_or(Duration::MAX)
             }
             Err(error) => {
-                // The last good address keeps serving.
-                let error = format!("{:#}", anyhow::Error::from(error));
-                if told.as_ref() != Some(&error) {
-                    tracing::warn!(tunnel = %settings.borrow().name, %endpoint, error, "cannot find the hub");
+                let fault = Some(format!("{:#}", anyhow::Error::from(error)));
+                let Whereabouts { address, fault: told } = hub.borrow().clone();
+                if address.is_some() && fault != told {
+                    tracing::warn!(tunnel = %settings.borrow().name, fault, "the hub's last address keeps serving");
                 }
-                told = Some(error);
+                publish(&hub, Whereabouts { address, fault });
                 RETRY
             }
         };
@@ -53,6 +73,15 @@ pub async fn follow(
             () = tokio::time::sleep(wait), if changes => {}
         }
     }
+}
+
+fn publish(hub: &watch::Sender<Whereabouts>, next: Whereabouts) {
+    hub.send_if_modified(|now| {
+        *now != next && {
+            *now = next;
+            true
+        }
+    });
 }
 
 /// The resolver is made when it is first needed, and again after a failure: `/etc/resolv.conf` may have been wrong.

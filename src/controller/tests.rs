@@ -262,6 +262,50 @@ fn a_failing_step_is_tried_again_ever_more_slowly_and_then_another_pod_may_try()
 }
 
 #[test]
+fn who_gave_way_raises_nothing_until_its_next_tenure_and_then_tries_before_it_gives_way_again() {
+    let mut controller = standby();
+    let tenure = |since, until| {
+        Event::Leadership(Leadership::Leading(Tenure { since: at(since), until: at(until), transitions: 1 }))
+    };
+    controller.handle(tenure(0, 60_000), at(0));
+    let (mut now, mut down) = (at(0), vec![]);
+    while now < at(20_000) {
+        match controller.next(now) {
+            Next::Do(step @ Step::CreateLink(_)) => {
+                assert_eq!(down, Vec::<String>::new(), "raised after it gave way");
+                controller.failed(&step, "the port is taken".into(), now);
+            }
+            Next::Do(step) => {
+                if step == Step::StepDown || !down.is_empty() {
+                    down.extend(names(std::slice::from_ref(&step)));
+                }
+                controller.done(&step, Outcome::Done, now);
+            }
+            Next::WaitUntil(then) => now = then,
+            Next::Finished => panic!("not asked to stop"),
+        }
+    }
+    assert_eq!(down, ["StepDown", "Quiet", "RemoveForwards", "RemoveFence"]);
+    assert_eq!(controller.failure(), Some("the port is taken"), "it stays told");
+    controller.handle(following(), at(20_000));
+    controller.handle(tenure(22_000, 60_000), at(22_000));
+    settle(&mut controller, at(22_000));
+    settle(&mut controller, at(22_010));
+    assert_eq!((controller.state(at(22_010)), controller.failure()), (State::Leading, None));
+}
+
+#[test]
+fn a_failure_is_told_until_the_same_succeeds() {
+    let mut controller = leader();
+    let Next::Do(step) = controller.next(at(3000)) else { panic!("nothing to do") };
+    controller.failed(&step, "not now".into(), at(3000));
+    assert_eq!(controller.failure(), Some("not now"));
+    let steps = settle(&mut controller, at(4000));
+    assert!(steps.iter().any(|again| names(std::slice::from_ref(again)) == names(std::slice::from_ref(&step))));
+    assert_eq!(controller.failure(), None);
+}
+
+#[test]
 fn an_unanswered_handshake_is_kicked_at_250_ms_and_then_at_growing_waits() {
     let mut controller = standby();
     controller.handle(leading(at(60_000)), at(0));

@@ -213,17 +213,17 @@ impl Fleet {
         let tunnel = Arc::new(tunnel);
         let (settings, settings_rx) = watch::channel(Arc::clone(&tunnel));
         let (forwards, forwards_rx) = watch::channel(None);
-        let (endpoint, endpoint_rx) = watch::channel(None);
+        let (whereabouts, hub) = watch::channel(Default::default());
         let (unheard, unheard_rx) = watch::channel(Default::default());
         let (stop, stop_rx) = watch::channel(false);
         let (snapshot, snapshot_rx) = watch::channel(Snapshot::standby(Arc::clone(&tunnel)));
         self.parts.board.add(name.clone(), snapshot_rx.clone());
         let mut resolver = JoinSet::new();
-        resolver.spawn(hub::follow(self.parts.nic.clone(), settings_rx.clone(), unheard_rx, endpoint));
+        resolver.spawn(hub::follow(self.parts.nic.clone(), settings_rx.clone(), unheard_rx, whereabouts));
         let inputs = ActorInputs {
             settings: settings_rx,
             forwards: forwards_rx,
-            endpoint: endpoint_rx,
+            hub,
             nic: self.parts.nic.clone(),
             stop: stop_rx,
         };

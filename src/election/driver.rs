@@ -21,10 +21,6 @@ use super::gate::{Gate, Wish};
 use super::{Elector, Leadership, LeaseStore, Outcome, Request, Sight, StoreError, Verdict};
 use crate::clock::{Clock, Moment};
 
-/// The longest that others may have to themselves when we step down. A tunnel that cannot be raised is to be tried again
-/// every 5 s, by us if there is nobody else.
-const HEAD_START: Duration = Duration::from_secs(4);
-
 /// On the way down: the Lease is given back when the tunnel is quiet.
 #[derive(Debug)]
 struct Fall {
@@ -140,7 +136,7 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
                 self.begin_fall(now, Duration::ZERO);
             }
             Wish::Resign => {}
-            Wish::StepDown if leading => self.begin_fall(now, self.elector.params().lease.min(HEAD_START)),
+            Wish::StepDown if leading => self.begin_fall(now, 2 * self.elector.params().retry),
             _ if leading && !state.eligible => self.begin_fall(now, Duration::ZERO),
             _ => {}
         }

@@ -73,8 +73,8 @@ impl Gate {
         self.set(|state| state.eligible = eligible);
     }
 
-    /// Gives the Lease back once quiet, and campaigns again one lease duration later, or 4 s if that is less, so that
-    /// another goes first. Does nothing unless leading.
+    /// Gives the Lease back once quiet, and campaigns again two retry periods later: all others have looked by then, so
+    /// that another goes first if there is one. Does nothing unless leading.
     pub fn step_down(&self) {
         self.set(|state| {
             if state.leading && state.wish == Wish::Campaign {
