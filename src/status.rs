@@ -124,7 +124,7 @@ pub struct TunnelReport {
 /// One forward in [`TunnelReport`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct ForwardReport {
-    /// `namespace/name`; `default/kubernetes` for the control plane.
+    /// `namespace/name`; `control-plane` for the API server.
     pub service: String,
     /// TCP, UDP or SCTP.
     pub protocol: Protocol,

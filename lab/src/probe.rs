@@ -22,6 +22,9 @@ pub const EVERY: Duration = Duration::from_millis(5);
 /// A TCP probe without an answer after this is lost: less than the kernel's first SYN retransmission (1 s).
 const PATIENCE: Duration = Duration::from_millis(250);
 
+/// An answer that takes longer than this counts as lost.
+const LATE: Duration = Duration::from_secs(2);
+
 /// What a probe asks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ProbeKind {
@@ -105,6 +108,15 @@ impl Probe {
     /// How many probes sent in `from..to` were lost.
     pub fn lost(&self, from: Instant, to: Instant) -> usize {
         lost(&self.samples(), from, to)
+    }
+
+    /// How many of the probes sent from `from` until now are lost. Late answers are none: on a busy machine they may
+    /// take a second, and the last ones are still on their way.
+    pub fn lost_since(&self, from: Instant) -> usize {
+        let to = now();
+        let all = || Ok((self.lost(from, to) == 0).then_some(()));
+        let _ = until("every answer", LATE, all);
+        self.lost(from, to)
     }
 
     /// Stops, gives what is on its way its time, and returns the whole record.

@@ -40,7 +40,7 @@ fn a_tunnel_that_is_added_serves_beside_the_others(api: Kind) -> Result<()> {
         world.wait_serving(LATER)?;
         world.put_secret(&world.spec.tunnels[..1])?;
         until("the Lease of the second given back", LATER, || Ok(world.lease(1)?.filter(|l| l.holder.is_empty())))?;
-        assert_eq!(probe.lost(event, now() - SETTLE), 0, "the first tunnel lost packets");
+        assert_eq!(probe.lost_since(event), 0, "the first tunnel lost packets");
         Ok(())
     })
 }
@@ -61,7 +61,7 @@ fn a_deleted_or_broken_secret_keeps_the_last_good_settings_serving(api: Kind) ->
             until("all to be well again", SOON, || Ok((valid()? == Some(1.0)).then_some(())))?;
         }
         probe.steady_since(now(), 100, SOON)?;
-        assert_eq!(probe.lost(event, now() - SETTLE), 0, "packets were lost");
+        assert_eq!(probe.lost_since(event), 0, "packets were lost");
         Ok(())
     })
 }
@@ -88,7 +88,7 @@ fn a_changed_keepalive_keeps_link_and_flows(api: Kind) -> Result<()> {
         let (event, before) = (now(), link(world, leader)?);
         change(world, leader, &[world.spec.tunnels[0].clone().with("persistentKeepalive: 1")])?;
         probe.steady_since(now(), 200, SOON)?;
-        assert_eq!((probe.lost(event, now() - SETTLE), link(world, leader)?), (0, before));
+        assert_eq!((probe.lost_since(event), link(world, leader)?), (0, before));
         Ok(())
     })
 }
@@ -115,7 +115,7 @@ fn changed_allowed_ips_hold_at_once_and_keep_link_and_flows(api: Kind) -> Result
         hub.until(Proto::Udp, vip, SOON, |answer| answer.name().is_some())?;
         download.goes_on(1_000_000, SOON)?;
         probe.steady_since(now(), 200, SOON)?;
-        assert_eq!((probe.lost(event, now() - SETTLE), link(world, leader)?), (0, before));
+        assert_eq!((probe.lost_since(event), link(world, leader)?), (0, before));
         download.finish()?;
         // A client outside them gets nothing.
         tunnel.allowed_ips = "203.0.113.0/24".into();
@@ -146,7 +146,7 @@ fn a_hub_given_another_address_keeps_link_and_flows(api: Kind) -> Result<()> {
         let moved = now();
         download.goes_on(1_000_000, SOON)?;
         probe.steady_since(moved, 200, SOON)?;
-        eprintln!("the hub's address changed: {} probes lost", probe.lost(event, now() - SETTLE));
+        eprintln!("the hub's address changed: {} probes lost", probe.lost_since(event));
         assert_eq!(link(world, leader)?, before);
         download.finish()?;
         Ok(())

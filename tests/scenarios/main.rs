@@ -38,7 +38,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// For what takes a lease or a few seconds by the contract.
 const LATER: Duration = Duration::from_secs(20);
 
-/// A probe that left less than this ago may still be answered.
+/// How long a client waits where it should get no answer.
 const SETTLE: Duration = Duration::from_millis(300);
 
 /// The usual world: three nodes, three backends, one tunnel, Service `default/web`.
