@@ -98,7 +98,7 @@ fn an_interface_that_is_not_ours_is_named_and_left_alone_until_it_goes(api: Kind
         api,
         |pod| pod.ip(&["link add wg1 type bridge", "addr add 172.31.0.1/24 dev wg1", "link set wg1 up"]),
         &["interface wg1 exists and is not wirevip's", "another name"],
-        |pod| pod.sh("ip -o -d addr show dev wg1"),
+        |pod| pod.sh("ip -4 -o addr show dev wg1"),
         |pod, ()| pod.ip(&["link del wg1"]),
     )
 }
