@@ -11,7 +11,7 @@ use lab::{World, objects, play};
 use serde_json::{Value, json};
 
 use crate::forwarding::expect_exactly;
-use crate::{LATER, SETTLE, SOON, spec};
+use crate::{LATER, SOON, spec};
 
 crate::scenarios!(
     kube_vips_annotation_and_load_balancer_ip_name_a_tunnel,
