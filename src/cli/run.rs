@@ -310,13 +310,14 @@ mod tests {
         };
         let sorted = |text: String| text.split(',').map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
         for (flags, rust_log, expected) in [
-            (&[][..], "", "warn,wirevip=info"),
-            (&[], "debug", "warn,wirevip=debug"),
+            (&[][..], "", "warn,gotatun=off,wirevip=info"),
+            (&[], "debug", "warn,gotatun=off,wirevip=debug"),
             (&[], "kube=trace,info", "kube=trace,info"),
-            (&["--log-level=debug"], "trace", "warn,wirevip=debug"),
+            (&["--log-level=debug"], "trace", "warn,gotatun=off,wirevip=debug"),
         ] {
             let filter = filter(flags, rust_log).unwrap();
-            assert_eq!(sorted(filter), sorted(expected.to_owned()), "{flags:?} {rust_log}");
+            let always = format!("{expected},kube_client=off,kube_runtime=error");
+            assert_eq!(sorted(filter), sorted(always), "{flags:?} {rust_log}");
         }
     }
 }
