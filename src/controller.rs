@@ -13,7 +13,7 @@
 //! - a renewed tenure re-arms the fence before anything else is done.
 
 use std::mem::{Discriminant, discriminant};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,11 +24,13 @@ use crate::services::Forwards;
 use crate::tunnel::{Change, LinkPlan, Nic, PeerPlan, Slot, derived_mtu};
 
 pub mod actor;
+mod actual;
 pub mod hub;
 mod pulse;
 mod step;
 mod view;
 
+use actual::{Actual, Fence, Link, TableKey};
 use pulse::{Due, Pulse};
 pub use step::{Drift, Next, Outcome, Step};
 
@@ -70,41 +72,6 @@ pub enum State {
     Leading,
     /// No longer leads; something is still to be taken down.
     Falling,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Fence {
-    Absent,
-    Closed { port: u16 },
-    Armed { port: u16, until: Moment },
-}
-
-#[derive(Clone, Debug)]
-enum Link {
-    Absent,
-    /// Made, but not (or no longer wholly) attached.
-    Created(Arc<LinkPlan>),
-    Attached(Arc<LinkPlan>),
-}
-
-/// What we know to be in the kernel, from the steps that took.
-#[derive(Debug)]
-struct Actual {
-    /// Has the campaign been told that we may be heard?
-    speaking: bool,
-    fence: Fence,
-    forwards: Option<(Arc<Forwards>, TableKey)>,
-    link: Link,
-    /// The plan whose peer the link has.
-    peer: Option<Arc<LinkPlan>>,
-}
-
-/// Everything but the forwards that the table is rendered from.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct TableKey {
-    vip: Ipv4Addr,
-    nic: String,
-    mtu: u16,
 }
 
 /// See the module's text.
@@ -155,7 +122,7 @@ impl Controller {
             plan: None,
             tenure: None,
             stopping: false,
-            actual: Actual { speaking: false, fence: Fence::Absent, forwards: None, link: Link::Absent, peer: None },
+            actual: Actual::nothing(),
             pulse: Pulse::default(),
             next_audit: zero,
             falling_since: None,
@@ -221,12 +188,12 @@ impl Controller {
         }
         let plan = self.plan.clone();
         if self.fence_in_doubt
-            && let Some(plan) = self.link().or(plan.as_ref())
+            && let Some(plan) = self.actual.link().or(plan.as_ref())
         {
             return Next::Do(Step::Audit(Arc::clone(plan)));
         }
         // What is there of a link whose settings no longer hold goes, and comes back new.
-        if let (Some(plan), Some(link)) = (&plan, self.link())
+        if let (Some(plan), Some(link)) = (&plan, self.actual.link())
             && link.change_to(plan) == Change::NewLink
         {
             if let Fence::Armed { .. } = self.actual.fence {
@@ -237,7 +204,9 @@ impl Controller {
         if let Fence::Armed { port, until } = self.actual.fence
             && until != tenure.until
         {
-            return self.unless_waiting(now, Step::ArmFence { port, until: tenure.until });
+            // Other steps' patience is not the fence's: it closes by itself.
+            let step = Step::ArmFence { port, until: tenure.until };
+            return if self.failed_last(&step) { self.unless_waiting(now, step) } else { Next::Do(step) };
         }
         if let Some(step) = self.missing(plan.as_ref(), tenure) {
             if let Some(failing) = &self.failing
@@ -304,11 +273,15 @@ impl Controller {
     }
 
     fn next_down(&mut self, now: Moment) -> Next {
+        if self.falling_since.is_none() {
+            // Silence does not wait for the patience that a step up was owed.
+            self.retry_at = now;
+        }
         let since = *self.falling_since.get_or_insert(now);
         // A tenure that has ended closed the fence in the kernel; shutting it as well costs one transaction and does
         // not trust two clocks to agree. If that fails, the link's going is as good; the two take turns.
         let open = matches!(self.actual.fence, Fence::Armed { .. });
-        let link = self.link().cloned();
+        let link = self.actual.link().cloned();
         let linked = link.is_some();
         if open && linked && !self.close_failed {
             return self.unless_waiting(now, Step::CloseFence);
@@ -343,13 +316,17 @@ impl Controller {
         if now < self.retry_at { Next::WaitUntil(self.retry_at) } else { Next::Do(step) }
     }
 
+    fn failed_last(&self, step: &Step) -> bool {
+        self.failing.as_ref().is_some_and(|failing| failing.kind == discriminant(step))
+    }
+
     /// A step took.
     pub fn done(&mut self, step: &Step, outcome: Outcome, now: Moment) {
         if !matches!(step, Step::Inspect | Step::Audit(_) | Step::Probe(_) | Step::CloseFence) {
             self.retry_at = now;
         }
         self.close_failed = false;
-        if self.failing.as_ref().is_some_and(|failing| failing.kind == discriminant(step)) {
+        if self.failed_last(step) {
             self.failing = None;
         }
         match step {
@@ -376,8 +353,7 @@ impl Controller {
                 self.next_audit = now + AUDIT_EVERY;
             }
             Step::RemoveLink(_) => {
-                self.actual.link = Link::Absent;
-                self.actual.peer = None;
+                self.actual.unlink();
                 self.pulse = Pulse::default();
             }
             Step::SetPeer(plan) => {
@@ -405,19 +381,9 @@ impl Controller {
     }
 
     fn drifted(&mut self, drift: Drift) {
-        let Drift { link, network, forwards, fence } = drift;
-        if link {
-            self.actual.link = Link::Absent;
-            self.actual.peer = None;
+        self.actual.drifted(drift);
+        if drift.link {
             self.pulse = Pulse::default();
-        } else if network && let Link::Attached(plan) = &self.actual.link {
-            self.actual.link = Link::Created(plan.clone());
-        }
-        if forwards {
-            self.actual.forwards = None;
-        }
-        if fence {
-            self.actual.fence = Fence::Absent;
         }
     }
 
@@ -475,13 +441,6 @@ impl Controller {
 
     fn table_key(&self, plan: &LinkPlan) -> TableKey {
         TableKey { vip: plan.vip, nic: self.nic.name.clone(), mtu: plan.mtu }
-    }
-
-    fn link(&self) -> Option<&Arc<LinkPlan>> {
-        match &self.actual.link {
-            Link::Absent => None,
-            Link::Created(plan) | Link::Attached(plan) => Some(plan),
-        }
     }
 }
 

@@ -162,6 +162,28 @@ fn a_link_that_will_not_go_delays_the_release_only_while_the_fence_might_be_open
 }
 
 #[test]
+fn a_loss_closes_the_fence_at_once_though_another_step_has_just_failed() {
+    let mut controller = leader();
+    let probe = Step::Probe(Arc::clone(controller.plan().unwrap()));
+    for failures in 0..6 {
+        controller.failed(&probe, "EPERM".into(), at(100 + failures));
+    }
+    controller.handle(following(), at(110));
+    assert_eq!(controller.next(at(110)), Next::Do(Step::CloseFence));
+}
+
+#[test]
+fn a_renewal_is_not_held_up_by_the_patience_of_another_step() {
+    let mut controller = leader();
+    let apply = Step::ApplyForwards(Arc::clone(controller.plan().unwrap()));
+    for failures in 0..6 {
+        controller.failed(&apply, "ENOBUFS".into(), at(1000 + failures));
+    }
+    controller.handle(leading(at(6000)), at(1010));
+    assert_eq!(controller.next(at(1010)), Next::Do(Step::ArmFence { port: 51820, until: at(6000) }));
+}
+
+#[test]
 fn a_changed_peer_keeps_the_link_and_a_changed_port_does_not() {
     let mut controller = leader();
     controller.handle(Event::Settings(Arc::new(settings(51820, 25))), at(100));

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Controller, Fence, Link, State};
+use super::actual::{Fence, Link};
+use super::{Controller, State};
 use crate::clock::Moment;
 use crate::election::Tenure;
 use crate::secret::Tunnel;
@@ -14,7 +15,7 @@ impl Controller {
     /// What the tunnel does at `now`.
     pub fn state(&self, now: Moment) -> State {
         let up = self.tenure_at(now).is_some() && !self.stopping;
-        let clear = self.link().is_none()
+        let clear = self.actual.link().is_none()
             && self.actual.forwards.is_none()
             && self.actual.fence == Fence::Absent
             && !self.actual.speaking;

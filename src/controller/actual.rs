@@ -1,0 +1,81 @@
+//! What is in the kernel, as far as the steps that took tell. Pure.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use super::Drift;
+use crate::clock::Moment;
+use crate::services::Forwards;
+use crate::tunnel::LinkPlan;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fence {
+    Absent,
+    Closed { port: u16 },
+    Armed { port: u16, until: Moment },
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Link {
+    Absent,
+    /// Made, but not (or no longer wholly) attached.
+    Created(Arc<LinkPlan>),
+    Attached(Arc<LinkPlan>),
+}
+
+/// What we know to be in the kernel, from the steps that took.
+#[derive(Debug)]
+pub(super) struct Actual {
+    /// Has the campaign been told that we may be heard?
+    pub(super) speaking: bool,
+    pub(super) fence: Fence,
+    pub(super) forwards: Option<(Arc<Forwards>, TableKey)>,
+    pub(super) link: Link,
+    /// The plan whose peer the link has.
+    pub(super) peer: Option<Arc<LinkPlan>>,
+}
+
+/// Everything but the forwards that the table is rendered from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct TableKey {
+    pub(super) vip: Ipv4Addr,
+    pub(super) nic: String,
+    pub(super) mtu: u16,
+}
+
+impl Actual {
+    /// Nothing: the clean-up at start saw to it.
+    pub(super) fn nothing() -> Self {
+        Self { speaking: false, fence: Fence::Absent, forwards: None, link: Link::Absent, peer: None }
+    }
+
+    /// The link that is there.
+    pub(super) fn link(&self) -> Option<&Arc<LinkPlan>> {
+        match &self.link {
+            Link::Absent => None,
+            Link::Created(plan) | Link::Attached(plan) => Some(plan),
+        }
+    }
+
+    /// The link is gone, and its peer with it.
+    pub(super) fn unlink(&mut self) {
+        self.link = Link::Absent;
+        self.peer = None;
+    }
+
+    /// Takes in what an audit found gone.
+    pub(super) fn drifted(&mut self, drift: Drift) {
+        let Drift { link, network, forwards, fence } = drift;
+        if link {
+            self.unlink();
+        } else if network && let Link::Attached(plan) = &self.link {
+            self.link = Link::Created(Arc::clone(plan));
+        }
+        if forwards {
+            self.forwards = None;
+        }
+        if fence {
+            self.fence = Fence::Absent;
+        }
+    }
+}
