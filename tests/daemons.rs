@@ -21,8 +21,8 @@ use wirevip::election::Campaign;
 use wirevip::election::testing::{LeaseServer, Way, Weather};
 use wirevip::election::{Elector, Params};
 use wirevip::metrics::Metrics;
-use wirevip::ruleset::Firewall;
 use wirevip::ruleset::testing::FakeFirewall;
+use wirevip::ruleset::{Entry, Firewall, Side};
 use wirevip::secret::{Endpoint, Host, PublicKey, SecretKey, Tunnel, TunnelName};
 use wirevip::status::Snapshot;
 use wirevip::tunnel::testing::FakePod;
@@ -274,6 +274,20 @@ async fn a_leader_is_silent_at_once_when_its_lease_names_another() {
     world.server.write(record);
     world.pass(Duration::from_millis(100)).await;
     assert!(!world.pods[leader].speaks(), "silent at once when the Lease names another");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flow_that_came_while_the_table_was_away_is_forgotten_once_it_is_back() {
+    let world = World::of(1).await;
+    world.serving(LEASE).await;
+    let firewall = &world.pods[0].firewall;
+    let (client, vip) = ("198.51.100.7:4000".parse().unwrap(), "10.77.0.2:53".parse().unwrap());
+    firewall.delete_behind_our_back("wirevip_wg0");
+    let (original, reply) = (Side { from: client, to: vip }, Side { from: vip, to: client });
+    firewall.track(Entry { protocol: 17, original, reply, status: 0, mark: 0 });
+    world.pass(Duration::from_secs(2)).await;
+    assert!(firewall.table("wirevip_wg0").is_some(), "the table is back");
+    assert_eq!(firewall.entries(), []);
 }
 
 /// I1, and somebody leads again: whatever happens to two to five daemons, in any order.

@@ -282,6 +282,9 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             if !gone.is_empty() {
                 self.firewall.forget(&Forget::Flows(gone))?;
             }
+        } else if self.controller.linked() {
+            // Put back beside a living link: what came in meanwhile entered conntrack untranslated, and would stay lost.
+            self.firewall.forget(&Forget::Untranslated(plan.vip))?;
         }
         Ok(())
     }

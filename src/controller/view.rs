@@ -72,6 +72,11 @@ impl Controller {
         self.actual.peer.as_ref().map(|_| self.pulse.unheard_for(now))
     }
 
+    /// Is there a link?
+    pub fn linked(&self) -> bool {
+        self.actual.link().is_some()
+    }
+
     /// What is forwarded now, in the kernel.
     pub fn applied(&self) -> Option<&Arc<Forwards>> {
         self.actual.forwards.as_ref().map(|(forwards, _)| forwards)
