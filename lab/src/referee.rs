@@ -202,18 +202,18 @@ impl Tunnel {
             What::Lease(None) => {}
             What::ToHub(packet) => {
                 if packet.kind.is_speech() {
-                    self.to_hub(entry.at, Speaker::at(packet.peer), &packet);
+                    self.hear(entry.at, Speaker::at(packet.peer), &packet);
                 }
             }
             What::FromHub(packet) => {
                 if packet.kind.is_speech() {
-                    self.from_hub(entry.at, Speaker::at(packet.peer), &packet);
+                    self.answered(entry.at, Speaker::at(packet.peer), &packet);
                 }
             }
         }
     }
 
-    fn to_hub(&mut self, at: Duration, who: Speaker, packet: &Packet) {
+    fn hear(&mut self, at: Duration, who: Speaker, packet: &Packet) {
         if let Some(index) = packet.sender {
             self.sessions.insert(index, who);
         }
@@ -276,7 +276,7 @@ impl Tunnel {
         self.together.push(Together { tunnel, turn, beside: who, from, to: at, packets, fault });
     }
 
-    fn from_hub(&mut self, at: Duration, to: Speaker, packet: &Packet) {
+    fn answered(&mut self, at: Duration, to: Speaker, packet: &Packet) {
         match packet.receiver {
             Some(index) => {
                 if let Some(who) = self.sessions.get(&index) {
