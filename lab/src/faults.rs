@@ -181,7 +181,15 @@ impl Fault {
     /// Is it about the hub's presence? Then a leader must have found out before that this hub answers probes: only then
     /// the shorter of the contract's times counts.
     pub fn is_about_the_hub(self) -> bool {
-        matches!(self, Self::HubRestart | Self::HubSilent | Self::HubMoved | Self::NatForgets | Self::Cut(Cut::Hub, _))
+        matches!(
+            self,
+            Self::HubRestart
+                | Self::HubSilent
+                | Self::HubMoved
+                | Self::NatForgets
+                | Self::Cut(Cut::Hub, _)
+                | Self::Stranger
+        )
     }
 
     /// Does nobody get an answer from the API server while it lasts, the lab included?
