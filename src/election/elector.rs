@@ -74,6 +74,7 @@ enum Step {
         sent: Moment,
         silent_since: Moment,
         fast: bool,
+        clean: bool,
     },
     ReleaseGetting,
     ReleaseWriting,
@@ -87,6 +88,8 @@ pub struct Elector {
     /// A write of ours may have landed without our knowing.
     uncertain: bool,
     tenure: Option<Tenure>,
+    /// `leaseTransitions` of the present or last tenure.
+    led: Option<i32>,
     takeover: Option<Takeover>,
     skew: Option<SignedDuration>,
     step: Step,
@@ -105,6 +108,7 @@ impl Elector {
             view: View::new(identity),
             uncertain: false,
             tenure: None,
+            led: None,
             takeover: None,
             skew: None,
             step: Step::Idle,
@@ -231,15 +235,15 @@ impl Elector {
                     transitions: old.transitions,
                     ..fresh
                 });
-                self.step = Step::Writing { started, sent: now, silent_since: started, fast: false };
+                self.step = Step::Writing { started, sent: now, silent_since: started, fast: false, clean: false };
                 Verdict::Continue(Request::Create(record))
             }
             (Step::Getting { .. }, Err(_)) => {
                 self.view.blind();
                 Verdict::Done(Outcome::Failed)
             }
-            (Step::Writing { started, sent, silent_since, .. }, Ok(lease)) => {
-                Verdict::Done(self.written(now, started, sent, silent_since, lease))
+            (Step::Writing { started, sent, silent_since, clean, .. }, Ok(lease)) => {
+                Verdict::Done(self.written(now, (started, sent, silent_since), clean, lease))
             }
             (Step::Writing { fast: true, started, .. }, Err(error)) => {
                 self.uncertain |= outcome_unknown(error);
@@ -315,13 +319,22 @@ impl Elector {
         } else {
             Record { transitions: o.record.transitions.saturating_add(1), ..fresh }
         };
+        // Ours without our having led by it: a write whose answer was lost, and so a takeover like any other.
+        let led = self.view.ours().is_some() && self.led == Some(o.record.transitions);
+        let clean = o.record.is_release() || led;
         let request = Request::Replace(Box::new(o.lease.clone()), record);
-        self.step = Step::Writing { started, sent: now, silent_since: o.seen.min(started), fast };
+        self.step = Step::Writing { started, sent: now, silent_since: o.seen.min(started), fast, clean };
         request
     }
 
     /// Our record was written.
-    fn written(&mut self, now: Moment, started: Moment, sent: Moment, silent_since: Moment, lease: Lease) -> Outcome {
+    fn written(
+        &mut self,
+        now: Moment,
+        (started, sent, silent_since): (Moment, Moment, Moment),
+        clean: bool,
+        lease: Lease,
+    ) -> Outcome {
         let held = self.tenure;
         self.absorb(now, lease);
         self.uncertain = false;
@@ -338,8 +351,9 @@ impl Elector {
         if held.is_none() {
             self.takeover = Some(Takeover { silent_since, detected: started, written: now });
         }
-        let since = held.map_or(now, |t| t.since);
-        self.tenure = Some(Tenure { since, until, transitions });
+        let (since, clean) = held.map_or((now, clean), |held| (held.since, held.clean));
+        self.led = Some(transitions);
+        self.tenure = Some(Tenure { since, until, transitions, clean });
         Outcome::Won
     }
 

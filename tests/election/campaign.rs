@@ -220,7 +220,8 @@ async fn a_lease_is_not_released_while_the_tunnel_may_speak() {
     until("it leads", SECOND, || leads(&campaign)).await;
     assert!(gate.speak());
     let clock = TokioClock::new();
-    campaign.resign(3 * SECOND).await;
+    campaign.resign();
+    campaign.resigned(3 * SECOND).await;
     assert!(wirevip::clock::Clock::now(&clock).since_boot() >= 3 * SECOND);
     tokio::time::sleep(SECOND).await;
     assert_eq!(holder(&server), "a", "it runs out");
@@ -324,7 +325,8 @@ async fn an_update_that_hangs_is_given_up_for_the_release() {
     campaign.gate().quiet();
     campaign.gate().eligible(true);
     until("update 4", 20 * SECOND, || updates.load(Ordering::Relaxed) == 4).await;
-    campaign.resign(SECOND).await;
+    campaign.resign();
+    campaign.resigned(SECOND).await;
     let expected = ["get", "create", "update", "get", "update", "update", "get", "update", "get", "update"];
     assert_eq!(calls_of(&server, "a"), expected);
     assert_eq!(holder(&server), "");
@@ -349,7 +351,8 @@ async fn a_get_that_hangs_is_given_up_for_the_release() {
     campaign.gate().quiet();
     campaign.gate().eligible(true);
     until("get 4", 30 * SECOND, || gets.load(Ordering::Relaxed) == 4).await;
-    campaign.resign(SECOND).await;
+    campaign.resign();
+    campaign.resigned(SECOND).await;
     assert_eq!(holder(&server), "");
 }
 
@@ -363,7 +366,8 @@ async fn a_lease_won_by_a_write_whose_answer_was_lost_is_given_back_too() {
     campaign.gate().eligible(true);
     until("it landed", SECOND, || holder(&server) == "a").await;
     assert!(!leads(&campaign));
-    campaign.resign(SECOND).await;
+    campaign.resign();
+    campaign.resigned(SECOND).await;
     assert_eq!(holder(&server), "");
 }
 
