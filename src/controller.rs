@@ -43,6 +43,11 @@ pub use step::{Drift, Next, Outcome, Step};
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How long a leader tries in vain to raise its tunnel before it lets another pod try.
 const RAISE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a hub may leave a leader without any answer before another pod may try: its own way to the hub may be what
+/// is broken.
+const UPLINK_PATIENCE: Duration = Duration::from_secs(10);
+/// Not before a tenure is so old: of a hub that is dead nobody gets an answer, and the pods must not take turns for it.
+const DAMPING: Duration = Duration::from_secs(30);
 /// How often the kernel is asked whether everything is still there (contract: back within 2 s).
 const AUDIT_EVERY: Duration = Duration::from_millis(500);
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::actual::{Fence, Link};
 use super::pulse::Due;
-use super::{Controller, Next, RAISE_PATIENCE, Step};
+use super::{Controller, DAMPING, Next, RAISE_PATIENCE, Step, UPLINK_PATIENCE};
 use crate::clock::Moment;
 use crate::election::Tenure;
 use crate::tunnel::{Change, LinkPlan};
@@ -46,6 +46,10 @@ impl Controller {
         {
             return self.arm(port, tenure, now);
         }
+        if self.deaf(now) && now.since(tenure.since) >= DAMPING {
+            self.gave_way = Some(tenure.since);
+            return Next::Do(Step::StepDown);
+        }
         if let Some(step) = self.missing(plan.as_ref(), tenure) {
             if let Some(failing) = &self.failing
                 && now.since(failing.since) >= RAISE_PATIENCE
@@ -72,6 +76,12 @@ impl Controller {
             Due::Kick => Step::Kick(plan),
         };
         self.unless_waiting(now, step)
+    }
+
+    /// Has the hub not said a word for long, and nothing helped?
+    fn deaf(&self, now: Moment) -> bool {
+        let asked = self.actual.peer.is_some() && !self.pulse.answered();
+        asked && self.pulse.unheard_for(now) >= UPLINK_PATIENCE
     }
 
     /// Other steps' patience is not the fence's: it closes by itself.

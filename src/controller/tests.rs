@@ -389,5 +389,41 @@ fn a_hub_that_never_answered_probes_gets_longer() {
     assert!(fresh > at(35_000) && fresh <= at(37_000), "{fresh:?}");
 }
 
+/// Renews for ever; the hub answers from `answers_from` on. Gives the moment at which the pod gives way, if it does.
+fn gives_way(began: Moment, answers_until: Moment) -> Option<Moment> {
+    let mut controller = standby();
+    let mut now = began;
+    while now < began + Duration::from_secs(120) {
+        let tenure = Tenure { since: began, until: now + Duration::from_secs(5), transitions: 1, clean: true };
+        controller.handle(Event::Leadership(Leadership::Leading(tenure)), now);
+        match controller.next(now) {
+            Next::Do(Step::StepDown) => return Some(now),
+            Next::Do(step) => {
+                let answered = now < answers_until;
+                let stats = LinkStats {
+                    handshake_age: answered.then_some(Duration::ZERO),
+                    received: now.min(answers_until).since_boot().as_millis() as u64,
+                    sent: 0,
+                };
+                let outcome = if step == Step::Inspect { Outcome::Stats(stats) } else { outcome(&step, false) };
+                controller.done(&step, outcome, now);
+            }
+            Next::WaitUntil(then) => now = then.min(now + Duration::from_millis(500)),
+            Next::Finished => panic!("not asked to stop"),
+        }
+    }
+    None
+}
+
+#[test]
+fn a_leader_without_an_answer_gives_way_but_not_before_half_a_minute() {
+    assert_eq!(gives_way(at(0), at(600_000)), None);
+    let deaf_from_the_start = gives_way(at(0), at(0)).unwrap();
+    assert!((at(30_000)..at(31_000)).contains(&deaf_from_the_start), "{deaf_from_the_start:?}");
+    // 5 or 15 s until the session is given up, and 10 s in which no new one comes.
+    let deaf_later = gives_way(at(0), at(60_000)).unwrap();
+    assert!((at(70_000)..at(90_000)).contains(&deaf_later), "{deaf_later:?}");
+}
+
 mod hold;
 mod orders;

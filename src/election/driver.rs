@@ -204,7 +204,10 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
         // Without a watch the attempts themselves must look, at the interval that the last one set.
         let told = self.prompted || !self.watching;
         let due = if told { Moment::default() } else { self.elector.due() };
-        Some(due.max(self.earliest).max(self.others_first))
+        let due = due.max(self.earliest).max(self.others_first);
+        // What is only a look at a Lease that is held waits for nobody.
+        let (turn, free) = self.elector.turn();
+        Some(if due.max(self.clock.now()) >= free { due.max(turn) } else { due })
     }
 
     fn plan(&mut self, now: Moment) -> Option<Request> {

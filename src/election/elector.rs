@@ -6,6 +6,7 @@
 //! attempt may be made at all (quiet, eligible) is the campaign's to know.
 
 use std::mem;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -13,6 +14,9 @@ use k8s_openapi::api::coordination::v1::Lease;
 use super::view::View;
 use super::{Params, ParamsError, Record, StoreError, Tenure};
 use crate::clock::Moment;
+
+/// So far behind the holder's, a wall clock counts as wrong.
+const BEHIND: SignedDuration = SignedDuration::from_millis(500);
 
 /// A call to make on the Lease.
 #[derive(Clone, PartialEq, Debug)]
@@ -149,6 +153,15 @@ impl Elector {
     /// most**, since it contains the time the renewal took to get here. Below zero: ours is behind by at least that.
     pub fn clock_skew(&self) -> Option<SignedDuration> {
         self.skew
+    }
+
+    /// When this candidate may go for the Lease, and from when it is free. One whose wall clock is behind its holder's leaves others a head
+    /// start of a retry period: a hub refuses a handshake that is older than the last it saw for a key, without a word,
+    /// and all pods have one key.
+    pub fn turn(&self) -> (Moment, Moment) {
+        let behind = self.skew.is_some_and(|skew| skew <= -BEHIND) && !self.may_be_ours();
+        let free = self.view.free_since();
+        (free + if behind { self.params.retry } else { Duration::ZERO }, free)
     }
 
     /// Whether the Lease names us, or may do so by a write whose answer was lost.

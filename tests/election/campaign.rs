@@ -418,3 +418,28 @@ async fn of_many_that_see_one_release_one_leads_and_the_others_learn_it() {
         assert_eq!(other.campaign.standing().borrow().holder, Some(leader.clone()));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_whose_clock_is_behind_lets_another_go_first_and_goes_if_there_is_none() {
+    let server = LeaseServer::new();
+    let witness = Witness::default();
+    let honest = Skewed::honest();
+    let start = |name: &str, wall_off| {
+        let clock = Skewed { wall_off, ..honest.clone() };
+        Candidate::start(server.client(name, 1), &witness, name, clock, Params::default(), Duration::ZERO)
+    };
+    let a = start("a", 0);
+    until("the first leads", SECOND, || a.leads()).await;
+    let behind = start("behind", -3);
+    // It has seen renewals, and so how far it is behind.
+    tokio::time::sleep(3 * SECOND).await;
+    let right = start("right", 0);
+    tokio::time::sleep(3 * SECOND).await;
+    assert!(a.resign(SECOND).await);
+    until("the one with the right clock leads", ms(20), || right.leads()).await;
+    // A crash: both see the same end of the Lease.
+    drop(right.kill());
+    let died = tokio::time::Instant::now();
+    until("the one that is behind leads for want of another", 8 * SECOND, || behind.leads()).await;
+    assert!(died.elapsed() >= 5 * SECOND, "{:?}", died.elapsed());
+}
