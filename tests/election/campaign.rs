@@ -434,9 +434,11 @@ async fn a_candidate_whose_clock_is_behind_lets_another_go_first_and_goes_if_the
     // It has seen renewals, and so how far it is behind.
     tokio::time::sleep(3 * SECOND).await;
     let right = start("right", 0);
+    // Farther from the API, so that it would come too late in a race.
+    right.client.weather(Weather { latency: ms(100)..ms(110), ..Weather::default() });
     tokio::time::sleep(3 * SECOND).await;
     assert!(a.resign(SECOND).await);
-    until("the one with the right clock leads", ms(20), || right.leads()).await;
+    until("the one with the right clock leads", SECOND, || right.leads()).await;
     // A crash: both see the same end of the Lease.
     drop(right.kill());
     let died = tokio::time::Instant::now();
