@@ -19,6 +19,7 @@ mod kubectl;
 mod leftovers;
 mod live_secret;
 mod metrics;
+mod referee;
 mod rights;
 mod seen;
 mod status;
