@@ -48,6 +48,11 @@ fn spec(api: Kind) -> WorldSpec {
     WorldSpec::default().bin(env!("CARGO_BIN_EXE_wirevip")).api(api)
 }
 
+/// The same without hold: nothing is heard of a pod after its tenure.
+fn strict(api: Kind) -> WorldSpec {
+    spec(api).args(&["--hold=false"])
+}
+
 /// Names scenarios `fn(Kind) -> Result<()>` as tests, once for each API server; more that they need, if anything, is
 /// said before them, as it reads with either.
 macro_rules! scenarios {
