@@ -168,10 +168,11 @@ impl Fault {
         }
     }
 
-    /// Must clients be served while it lasts, too?
-    pub fn is_harmless(self) -> bool {
+    /// Must clients be served while it lasts, too? With hold the API server's absence costs them nothing.
+    pub fn is_harmless(self, hold: bool) -> bool {
         match self {
             Self::ApiSlow(100) | Self::WatchesDropped | Self::WatchesStuck | Self::HistoryGone => true,
+            Self::ApiDown | Self::ApiSilent | Self::ApiSlow(_) | Self::ApiErrs(_) | Self::RepliesLost => hold,
             Self::Loss(_) | Self::Reordering | Self::SmallMtu => true,
             Self::SecretDeleted | Self::SecretBroken | Self::SecretFlaps | Self::EndpointStorm => true,
             _ => false,

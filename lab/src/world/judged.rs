@@ -10,7 +10,7 @@ use crate::record::{Entry, Record, What};
 use crate::referee::{self, Judgement};
 
 /// Do sidecars hold if they are not told?
-const HOLD: bool = false;
+const HOLD: bool = true;
 
 /// Names the directory in which each world leaves its record.
 const RECORDS: &str = "WIREVIP_RECORDS";

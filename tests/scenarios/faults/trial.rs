@@ -24,6 +24,8 @@ const DOWNLOAD: u64 = 50_000;
 pub struct Trial {
     /// For people; a pair's has its seed.
     pub name: String,
+    /// May the pods hold?
+    pub hold: bool,
     /// The fault.
     pub first: Fault,
     /// Another, and how long after the first.
@@ -31,9 +33,9 @@ pub struct Trial {
 }
 
 /// A world in which faults can be injected: the hub has a name, keys of both kinds are in use, logs say much.
-pub fn spec() -> WorldSpec {
+pub fn spec(hold: bool) -> WorldSpec {
     let mut spec = crate::spec(Kind::Embedded)
-        .args(&["--log-level=debug"])
+        .args(&["--log-level=debug", &format!("--hold={hold}")])
         .stranger("another program with the same key is one of the faults");
     spec.tunnels[0].endpoint = format!("{HUB_NAME}:{}", plan::HUB_PORT);
     spec.tunnels[0].preshared_key = Some(keys::preshared());
@@ -67,7 +69,7 @@ impl Trials {
 
     /// Lets the faults befall it, looks at what they left, and gives it back with its sidecars started anew.
     pub fn play(&self, world: &mut World, trial: &Trial) -> Result<()> {
-        let Trial { name, first, second } = trial;
+        let Trial { name, hold, first, second } = trial;
         if first.is_about_the_hub() || second.is_some_and(|(second, _)| second.is_about_the_hub()) {
             // Two of the leader's probes, of which one leaves every 2 s.
             pause(Duration::from_secs(5))?;
@@ -82,7 +84,7 @@ impl Trials {
             let victim = world.hubs[0].heard().last().and_then(|heard| heard.node()).unwrap_or(leader);
             lasting.push(inject(world, *second, victim)?);
         }
-        let end = heal_all(world, lasting, second.is_none())?;
+        let end = heal_all(world, lasting, second.is_none() && first.is_harmless(*hold))?;
         let back = served(world, end)?;
         let gap = probe.gap_since(began).length();
         eprintln!("survived: {name}; served again {back:.1?} after its end, gap {gap:.1?} since its beginning");
@@ -124,15 +126,15 @@ fn inject(world: &mut World, fault: Fault, victim: u8) -> Result<Lasting> {
 }
 
 /// Heals each fault in its time; one that keeps the lab itself from the API server goes before the others. When the last
-/// one ended. `alone`: a fault that may not disturb clients is looked at before it ends.
-fn heal_all(world: &mut World, mut lasting: Vec<Lasting>, alone: bool) -> Result<Instant> {
+/// one ended. Before a `harmless` one ends a client is served.
+fn heal_all(world: &mut World, mut lasting: Vec<Lasting>, harmless: bool) -> Result<Instant> {
     let mut end = now();
     while let Some(due) = lasting.iter().map(|lasting| lasting.until).min() {
         pause(due.saturating_duration_since(now()))?;
         let blind = lasting.iter().position(|lasting| lasting.injected.fault.is_without_api());
         let place = blind.or_else(|| lasting.iter().position(|lasting| lasting.until == due));
         let Lasting { injected, .. } = lasting.swap_remove(place.context("no fault is due")?);
-        if alone && injected.fault.is_harmless() {
+        if harmless {
             world.client.until(Proto::Tcp, world.web(), SOON, |answer| answer.name().is_some())?;
             world.client.patient(SOON).download(world.web(), DOWNLOAD).context("while it lasted")?;
         }
