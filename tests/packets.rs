@@ -216,7 +216,7 @@ fn a_closed_fence_stops_even_a_stranger_and_an_armed_one_closes_by_itself() -> R
     ensure!(other.send_to(b"x", (ROUTER, 51820)).is_ok(), "other ports are no matter of the fence");
     ensure!(fence::dropped(&mut world.firewall, &world.tunnel)? == 2, "the fence counts");
 
-    let arm = |left| fence::arm(&world.tunnel, 51820, Duration::from_millis(left)).context("too short");
+    let arm = |left| fence::lead(&world.tunnel, 51820, Duration::from_millis(left), false).context("too short");
     world.firewall.commit(&arm(2000)?)?;
     ensure!(speaks()?, "an armed fence is open");
     until("the fence closes by itself", || Ok(!speaks()?))?;
@@ -250,7 +250,7 @@ fn a_fence_counts_what_the_hub_sends_to_indexes_that_were_never_ours() -> Result
     world.pod.sh("ip addr add fd00::5/64 dev eth0 nodad")?;
     let ours = world.pod.run(|| Ok(UdpSocket::bind("[::]:51820")?))?;
     world.firewall.commit(&fence::raise(&world.tunnel, 51820))?;
-    let arm = fence::arm(&world.tunnel, 51820, Duration::from_secs(60)).context("too short")?;
+    let arm = fence::lead(&world.tunnel, 51820, Duration::from_secs(60), false).context("too short")?;
     world.firewall.commit(&arm)?;
     let mut expected = 0;
     for (host, stranger, pod) in [("10.244.0.1", "10.244.0.11", "10.244.0.5"), ("[fd00::1]", "", "[fd00::5]")] {

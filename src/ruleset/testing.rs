@@ -24,11 +24,14 @@ struct Kernel {
     /// What was committed last, as opposed to what is there.
     written: BTreeMap<String, Table>,
     /// Elements that came after their table, and when they go if they do: by table and set.
-    added: BTreeMap<(String, String), Vec<(Element, Option<Moment>)>>,
+    added: BTreeMap<(String, String), Vec<Added>>,
     counters: BTreeMap<(String, String), u64>,
     entries: Vec<Entry>,
     failing: bool,
 }
+
+/// An element, and when it goes.
+type Added = (Element, Option<Moment>);
 
 impl FakeFirewall {
     /// An empty namespace.
