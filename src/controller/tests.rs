@@ -284,7 +284,12 @@ fn a_failing_step_is_tried_again_ever_more_slowly_and_then_another_pod_may_try()
 fn who_gave_way_raises_nothing_until_its_next_tenure_and_then_tries_before_it_gives_way_again() {
     let mut controller = standby();
     let tenure = |since, until| {
-        Event::Leadership(Leadership::Leading(Tenure { since: at(since), until: at(until), transitions: 1, clean: true }))
+        Event::Leadership(Leadership::Leading(Tenure {
+            since: at(since),
+            until: at(until),
+            transitions: 1,
+            clean: true,
+        }))
     };
     controller.handle(tenure(0, 60_000), at(0));
     let (mut now, mut down) = (at(0), vec![]);
