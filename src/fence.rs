@@ -16,11 +16,10 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::ruleset::model::{
-    Base, Chain, ChainKind, Datatype, Element, Expr, Header, Hook, Reg, Rule, Set, SetValue, Step, Table, Transaction,
-    Verdict,
+    Base, Chain, ChainKind, Datatype, Element, Expr, Header, Hook, Reg, Rule, Set, SetValue, Table, Verdict,
 };
 use crate::ruleset::phrases::{self as say, rule};
-use crate::ruleset::{Firewall, FirewallError, fence_table};
+use crate::ruleset::{Firewall, FirewallError, Step, Transaction, fence_table};
 use crate::secret::TunnelName;
 
 /// Tenures shorter than this cannot be armed: below a jiffy some kernels keep an element for ever.

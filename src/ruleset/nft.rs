@@ -1,6 +1,7 @@
 //! The kernel's nftables and conntrack, over netlink.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use netlink_packet_netfilter::nftables::{
     ChainMessage, GenMessage, NfTablesMessage, RuleAttribute, RuleMessage, SetElementList, SetElementMessage,
@@ -9,8 +10,9 @@ use netlink_packet_netfilter::nftables::{
 
 use super::conntrack::{self, Forget};
 use super::encode;
-use super::model::{Census, Step, Transaction};
+use super::model::{Census, Table};
 use super::netlink::{Channel, attributes, inet};
+use super::steps::{Step, Transaction};
 use super::{Firewall, FirewallError, PREFIX};
 
 /// The firewall of the network namespace in which it was opened. Open one and share it: it tells an outsider's changes
@@ -28,9 +30,7 @@ pub struct NetlinkFirewall {
 struct Written {
     /// The kernel's number of the table: another one bears another, also under the same name.
     handle: Vec<u8>,
-    census: Census,
-    /// Its sets without timeout.
-    sets: Vec<String>,
+    table: Arc<Table>,
 }
 
 impl NetlinkFirewall {
@@ -86,27 +86,32 @@ impl NetlinkFirewall {
     }
 
     fn looks_as_written(&mut self, table: &str) -> Result<bool, FirewallError> {
-        let Some((expected, handle, sets)) =
-            self.written.get(table).map(|written| (written.census, written.handle.clone(), written.sets.clone()))
-        else {
+        let Some((handle, expected)) = self.written.get(table).map(|w| (w.handle.clone(), Arc::clone(&w.table))) else {
             return Ok(false);
         };
-        Ok(self.handle(table)?.is_some_and(|found| found == handle) && self.census(table, &sets)? == expected)
+        if self.handle(table)? != Some(handle) {
+            return Ok(false);
+        }
+        let lasting = expected.sets.iter().filter(|set| set.timeout.is_none());
+        let sets: Vec<String> = lasting.map(|set| set.name.clone()).collect();
+        Ok(self.census(table, &sets)? == expected.census())
     }
 
     fn remember(&mut self, step: &Step) -> Result<(), FirewallError> {
         match step {
             Step::Replace(table) => {
-                let lasting = table.sets.iter().filter(|set| set.timeout.is_none());
-                let written = Written {
-                    handle: self.handle(&table.name)?.unwrap_or_default(),
-                    census: table.census(),
-                    sets: lasting.map(|set| set.name.clone()).collect(),
-                };
+                let handle = self.handle(&table.name)?.unwrap_or_default();
+                let written = Written { handle, table: Arc::new(table.clone()) };
                 self.written.insert(table.name.clone(), written);
             }
             Step::Delete(name) => drop(self.written.remove(name)),
             Step::Refill { .. } => {}
+            Step::Edit { table, edits } => {
+                if let Some(written) = self.written.get_mut(table) {
+                    let table = Arc::make_mut(&mut written.table);
+                    edits.iter().for_each(|edit| edit.apply(table));
+                }
+            }
         }
         Ok(())
     }
@@ -146,15 +151,18 @@ impl Firewall for NetlinkFirewall {
             return Ok(true);
         }
         let names: Vec<String> = self.written.keys().cloned().collect();
-        let (mut all, mut this) = (true, false);
         for name in names {
-            let sound = self.looks_as_written(&name)?;
-            all &= sound;
-            this |= sound && name == table;
+            if !self.looks_as_written(&name)? {
+                self.written.remove(&name);
+            }
         }
         // What changed while we looked is looked at next time.
-        self.sound = all.then_some(now);
-        Ok(this)
+        self.sound = Some(now);
+        Ok(self.written.contains_key(table))
+    }
+
+    fn written(&mut self, table: &str) -> Option<Arc<Table>> {
+        self.written.get(table).map(|written| Arc::clone(&written.table))
     }
 
     fn counted(&mut self, table: &str, counter: &str) -> Result<u64, FirewallError> {
