@@ -45,10 +45,9 @@ pub(super) fn new_set(table: &str, set: &Set) -> NfTablesMessage {
     if set.learns.is_some() {
         flags |= SetFlags::Eval;
     }
-    // A set of known size gets the kernel's plain hash table, which is faster to fill and to look up; one that learns
-    // would grow for ever without.
-    let filled = || u32::try_from(set.elements.len().max(1)).unwrap_or(u32::MAX);
-    if let Some(size) = set.learns.or_else(|| set.timeout.is_none().then(filled)) {
+    // One that learns would grow for ever without. The others are given none: they change with the forwards, and the
+    // kernel takes a size for a bound.
+    if let Some(size) = set.learns {
         attributes.push(SetAttribute::Description(vec![SetDescription::Size(size)]));
     }
     attributes.push(SetAttribute::Flags(flags));
