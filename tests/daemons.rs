@@ -14,9 +14,9 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use wirevip::clock::{Clock, TokioClock};
-use wirevip::controller::Controller;
 use wirevip::controller::actor::{Actor, Inputs, Outputs};
 use wirevip::controller::hub::Whereabouts;
+use wirevip::controller::{Controller, Ending};
 use wirevip::election::Campaign;
 use wirevip::election::testing::{LeaseServer, Way, Weather};
 use wirevip::election::{Elector, Params};
@@ -61,7 +61,7 @@ struct Pod {
 
 struct Process {
     actor: JoinHandle<()>,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Option<Ending>>,
     snapshot: watch::Receiver<Snapshot>,
     /// Kept so that the inputs stay.
     _inputs: Box<dyn std::any::Any>,
@@ -95,7 +95,7 @@ impl Pod {
         let (settings_tx, settings_rx) = watch::channel(settings());
         let (forwards_tx, forwards_rx) = watch::channel(Some(Arc::default()));
         let (hub_tx, hub_rx) = watch::channel(Whereabouts::from(SocketAddr::from(([192, 0, 2, 1], 51820))));
-        let (stop, stop_rx) = watch::channel(false);
+        let (stop, stop_rx) = watch::channel(None);
         let (snapshot_tx, snapshot) = watch::channel(Snapshot::standby(settings()));
         let inputs = Inputs {
             settings: settings_rx,
@@ -122,7 +122,7 @@ impl Pod {
 
     async fn terminate(&mut self) {
         let process = self.process.take().unwrap();
-        process.stop.send_replace(true);
+        process.stop.send_replace(Some(Ending::HandOver));
         process.actor.await.unwrap();
         assert!(self.clean(), "{} left something behind", self.name);
     }
@@ -338,7 +338,7 @@ async fn history(seed: u64) {
             2 | 3 if world.pods[number].process.is_none() => world.pods[number].start().await,
             4 if world.pods[number].process.is_some() => {
                 let mut gone = world.pods.remove(number);
-                gone.process.as_ref().unwrap().stop.send_replace(true);
+                gone.process.as_ref().unwrap().stop.send_replace(Some(Ending::HandOver));
                 // The others live on meanwhile; the leaving one is watched as well.
                 while !gone.process.as_ref().unwrap().actor.is_finished() {
                     tokio::time::sleep(TICK).await;

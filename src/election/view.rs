@@ -93,6 +93,12 @@ impl View {
         }
     }
 
+    /// Since when the Lease is free, or from when it will be, as far as is known.
+    pub(super) fn free_since(&self) -> Moment {
+        let released = self.observed.as_ref().filter(|o| o.record.holder.is_empty()).map(|o| o.seen);
+        self.held_until().max(released.unwrap_or_default())
+    }
+
     /// A read has succeeded. Time in which reads failed does not count as a holder's silence.
     fn read(&mut self, now: Moment) -> Duration {
         let unseen =

@@ -30,7 +30,9 @@ pub struct NetlinkFirewall {
 struct Written {
     /// The kernel's number of the table: another one bears another, also under the same name.
     handle: Vec<u8>,
-    table: Arc<Table>,
+    census: Census,
+    /// `None`: it was adopted, and what exactly it holds is not known.
+    table: Option<Arc<Table>>,
 }
 
 impl NetlinkFirewall {
@@ -65,8 +67,8 @@ impl NetlinkFirewall {
             .and_then(|found| find(&found, NFTA_TABLE_HANDLE).map(<[u8]>::to_vec)))
     }
 
-    /// Counts what is in the table now.
-    fn census(&mut self, table: &str, sets: &[String]) -> Result<Census, FirewallError> {
+    /// Counts what is in the table now, and in these of its sets.
+    fn census<'a>(&mut self, table: &str, sets: impl IntoIterator<Item = &'a String>) -> Result<Census, FirewallError> {
         let chains = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
         let rules = NfTablesMessage::GetRule(RuleMessage { attributes: vec![RuleAttribute::Table(table.to_owned())] });
         // Attribute 1 is the table's name in both. Older kernels list those of all tables.
@@ -74,42 +76,55 @@ impl NetlinkFirewall {
         let mut census = Census {
             chains: count(self.channel.dump(&inet(chains), "listing chains")?),
             rules: count(self.channel.dump(&inet(rules), "listing rules")?),
-            elements: 0,
+            elements: BTreeMap::new(),
         };
         for set in sets {
-            let attributes = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(set.clone())];
-            let get = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
-            let list = self.channel.dump(&inet(get), "listing a set")?;
-            census.elements += list.iter().map(|message| elements_in(message)).sum::<usize>();
+            let list = self.list(table, set)?;
+            census.elements.insert(set.clone(), list.iter().map(|message| elements_in(message).count()).sum());
         }
         Ok(census)
     }
 
+    /// The elements of a set, message by message.
+    fn list(&mut self, table: &str, set: &str) -> Result<Vec<Vec<u8>>, FirewallError> {
+        let attributes = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(set.to_owned())];
+        let get = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
+        self.channel.dump(&inet(get), "listing a set")
+    }
+
     fn looks_as_written(&mut self, table: &str) -> Result<bool, FirewallError> {
-        let Some((handle, expected)) = self.written.get(table).map(|w| (w.handle.clone(), Arc::clone(&w.table))) else {
+        let Some((expected, handle)) =
+            self.written.get(table).map(|written| (written.census.clone(), written.handle.clone()))
+        else {
             return Ok(false);
         };
-        if self.handle(table)? != Some(handle) {
-            return Ok(false);
-        }
-        let lasting = expected.sets.iter().filter(|set| set.timeout.is_none());
-        let sets: Vec<String> = lasting.map(|set| set.name.clone()).collect();
-        Ok(self.census(table, &sets)? == expected.census())
+        let same = self.handle(table)?.is_some_and(|found| found == handle);
+        Ok(same && self.census(table, expected.elements.keys())? == expected)
     }
 
     fn remember(&mut self, step: &Step) -> Result<(), FirewallError> {
         match step {
             Step::Replace(table) => {
                 let handle = self.handle(&table.name)?.unwrap_or_default();
-                let written = Written { handle, table: Arc::new(table.clone()) };
+                let written = Written { handle, census: table.census(), table: Some(Arc::new(table.clone())) };
                 self.written.insert(table.name.clone(), written);
             }
             Step::Delete(name) => drop(self.written.remove(name)),
-            Step::Refill { .. } => {}
-            Step::Edit { table, edits } => {
+            Step::Refill { table, set, elements } => {
                 if let Some(written) = self.written.get_mut(table) {
-                    let table = Arc::make_mut(&mut written.table);
+                    if let Some(count) = written.census.elements.get_mut(set) {
+                        *count = elements.len();
+                    }
+                    // Its elements are no longer those that it was made with.
+                    written.table = None;
+                }
+            }
+            Step::Edit { table, edits } => {
+                if let Some(written) = self.written.get_mut(table)
+                    && let Some(table) = written.table.as_mut().map(Arc::make_mut)
+                {
                     edits.iter().for_each(|edit| edit.apply(table));
+                    written.census = table.census();
                 }
             }
         }
@@ -162,7 +177,29 @@ impl Firewall for NetlinkFirewall {
     }
 
     fn written(&mut self, table: &str) -> Option<Arc<Table>> {
-        self.written.get(table).map(|written| Arc::clone(&written.table))
+        self.written.get(table)?.table.clone()
+    }
+
+    fn adopt(&mut self, table: &Table) -> Result<bool, FirewallError> {
+        let Some(handle) = self.handle(&table.name)? else { return Ok(false) };
+        let (expected, present) = (table.census(), self.census(&table.name, table.census().elements.keys())?);
+        let same = (expected.chains, expected.rules) == (present.chains, present.rules);
+        if same {
+            self.sound = None;
+            self.written.insert(table.name.clone(), Written { handle, census: present, table: None });
+        }
+        Ok(same)
+    }
+
+    fn members(&mut self, table: &str, set: &str) -> Result<Vec<Vec<u8>>, FirewallError> {
+        const NFTA_SET_ELEM_KEY: u16 = 1;
+        const NFTA_DATA_VALUE: u16 = 1;
+        let list = self.list(table, set)?;
+        list.iter()
+            .flat_map(|message| elements_in(message))
+            .map(|element| Some(find(find(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?.to_vec()))
+            .collect::<Option<_>>()
+            .ok_or(FirewallError::Garbled { what: "a set" })
     }
 
     fn counted(&mut self, table: &str, counter: &str) -> Result<u64, FirewallError> {
@@ -193,7 +230,7 @@ fn text(bytes: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(bytes.strip_suffix(&[0])?).into_owned())
 }
 
-fn elements_in(message: &[u8]) -> usize {
+fn elements_in(message: &[u8]) -> impl Iterator<Item = &[u8]> {
     const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
-    find(message, NFTA_SET_ELEM_LIST_ELEMENTS).map_or(0, |list| attributes(list).count())
+    attributes(find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default()).map(|(_, element)| element)
 }

@@ -15,7 +15,7 @@ pub enum Step {
     Replace(Table),
     /// The table is not there afterwards, whether it was or not.
     Delete(String),
-    /// The set, one with a timeout, holds exactly these elements afterwards; table and set must be there.
+    /// The set holds exactly these elements afterwards; table and set must be there.
     Refill {
         /// Name of the table.
         table: String,

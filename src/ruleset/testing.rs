@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::conntrack::{Entry, Forget};
 use super::model::{Element, ElementValue, Expr, Table, Verdict};
 use super::steps::{Edit, Step, Transaction};
 use super::{Firewall, FirewallError, PREFIX, fence_table};
 use crate::clock::{Clock, Moment};
+use crate::fence;
 use crate::secret::TunnelName;
 
 /// Clones share one set of tables, as processes in one network namespace do.
@@ -22,8 +24,8 @@ struct Kernel {
     tables: BTreeMap<String, Table>,
     /// What was committed last, as opposed to what is there.
     written: BTreeMap<String, Arc<Table>>,
-    /// When elements of sets with timeout go: by table and set.
-    timed: BTreeMap<(String, String), Vec<(Element, Moment)>>,
+    /// Elements that came after their table, and when they go if they do: by table and set.
+    added: BTreeMap<(String, String), Vec<(Element, Option<Moment>)>>,
     counters: BTreeMap<(String, String), u64>,
     entries: Vec<Entry>,
     failing: bool,
@@ -35,12 +37,23 @@ impl FakeFirewall {
         Self { clock, kernel: Arc::default() }
     }
 
-    /// May the tunnel's socket speak now? True also where no fence is, as in the kernel.
+    /// May the tunnel's socket speak freely now? True also where no fence is, as in the kernel.
     pub fn open(&self, tunnel: &TunnelName) -> bool {
-        let (kernel, now) = (self.kernel(), self.clock.now());
+        let kernel = self.kernel();
         let name = fence_table(tunnel);
-        !kernel.tables.contains_key(&name)
-            || kernel.timed.iter().any(|((table, _), all)| *table == name && all.iter().any(|(_, end)| now < *end))
+        !kernel.tables.contains_key(&name) || !kernel.members(&name, fence::LEAD, self.clock.now()).is_empty()
+    }
+
+    /// May it still answer once it may speak freely no more?
+    pub fn holds(&self, tunnel: &TunnelName) -> bool {
+        !self.kernel().members(&fence_table(tunnel), fence::HOLD, self.clock.now()).is_empty()
+    }
+
+    /// A packet teaches a set this key, for so long.
+    pub fn learn(&self, table: &str, set: &str, key: &[u8], timeout: Duration) {
+        let element = Element { key: key.to_vec(), value: None, timeout: Some(timeout) };
+        let end = self.clock.now() + timeout;
+        self.kernel().added.entry((table.to_owned(), set.to_owned())).or_default().push((element, Some(end)));
     }
 
     /// The table as it is.
@@ -51,7 +64,7 @@ impl FakeFirewall {
     /// An outsider deletes a table.
     pub fn delete_behind_our_back(&self, name: &str) {
         self.kernel().tables.remove(name);
-        self.kernel().timed.retain(|(table, _), _| table != name);
+        self.kernel().added.retain(|(table, _), _| table != name);
     }
 
     /// A flow enters conntrack.
@@ -87,8 +100,13 @@ impl FakeFirewall {
 impl Kernel {
     fn clear(&mut self, name: &str) {
         self.tables.remove(name);
-        self.timed.retain(|(table, _), _| table != name);
+        self.added.retain(|(table, _), _| table != name);
         self.counters.retain(|(table, _), _| table != name);
+    }
+
+    fn members(&self, table: &str, set: &str, now: Moment) -> Vec<Vec<u8>> {
+        let all = self.added.get(&(table.to_owned(), set.to_owned())).into_iter().flatten();
+        all.filter(|(_, end)| end.is_none_or(|end| now < end)).map(|(element, _)| element.key.clone()).collect()
     }
 
     fn table(&mut self, name: &str) -> Result<&mut Table, FirewallError> {
@@ -111,8 +129,8 @@ impl Kernel {
                 if self.table(table)?.set(set).is_none() {
                     return Err(refused(&format!("emptying set {set} of table {table}")));
                 }
-                let timed = elements.iter().filter_map(|e| Some((e.clone(), now + e.timeout?))).collect();
-                self.timed.insert((table.clone(), set.clone()), timed);
+                let added = elements.iter().map(|e| (e.clone(), e.timeout.map(|timeout| now + timeout))).collect();
+                self.added.insert((table.clone(), set.clone()), added);
             }
             Step::Edit { table, edits } => {
                 for edit in edits {
@@ -210,6 +228,20 @@ impl Firewall for FakeFirewall {
 
     fn written(&mut self, table: &str) -> Option<Arc<Table>> {
         self.kernel().written.get(table).cloned()
+    }
+
+    fn adopt(&mut self, table: &Table) -> Result<bool, FirewallError> {
+        let mut kernel = self.working()?;
+        let same = kernel.tables.get(&table.name) == Some(table);
+        if same {
+            kernel.written.insert(table.name.clone(), Arc::new(table.clone()));
+        }
+        Ok(same)
+    }
+
+    fn members(&mut self, table: &str, set: &str) -> Result<Vec<Vec<u8>>, FirewallError> {
+        let now = self.clock.now();
+        Ok(self.working()?.members(table, set, now))
     }
 
     fn counted(&mut self, table: &str, counter: &str) -> Result<u64, FirewallError> {

@@ -12,6 +12,7 @@ mod events;
 mod flows;
 mod forwarding;
 mod healing;
+mod hold;
 mod hub;
 mod isolation;
 mod kubectl;

@@ -112,7 +112,7 @@ fn key(element: &Element) -> SetElementAttribute {
     SetElementAttribute::Key(DataAttribute::Value(element.key.clone()))
 }
 
-fn milliseconds(time: Duration) -> u64 {
+pub(super) fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
