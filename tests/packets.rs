@@ -699,6 +699,24 @@ fn what_an_outsider_takes_away_is_noticed_and_what_he_adds_elsewhere_is_not() ->
 
 #[test]
 #[ignore = "needs root"]
+fn clones_of_a_firewall_know_what_each_other_wrote() -> Result<()> {
+    let mut world = World::new()?;
+    let mut other = world.firewall.clone();
+    let forwards: Forwards = [(vip_port(Protocol::Udp, 80), forward(&all_backends(8080)))].into();
+    world.apply(&forwards)?;
+    other.commit(&fence::raise(&world.tunnel, 51820))?;
+    let (table, fence) = (ruleset::forwards_table(&world.tunnel), ruleset::fence_table(&world.tunnel));
+    for firewall in [&mut world.firewall, &mut other] {
+        ensure!(firewall.intact(&table)? && firewall.intact(&fence)?, "one of them does not know");
+    }
+    world.pod.sh(&format!("nft flush chain inet {table} guard-in"))?;
+    ensure!(!other.intact(&table)? && other.intact(&fence)?, "an outsider's change is found by either");
+    ensure!(!world.firewall.intact(&table)? && world.firewall.intact(&fence)?, "and then known to both");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
 fn nothing_is_left_after_a_tunnel_is_gone() -> Result<()> {
     let mut world = World::new()?;
     world.serve(8080)?;

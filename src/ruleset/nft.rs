@@ -1,7 +1,7 @@
 //! The kernel's nftables and conntrack, over netlink.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use netlink_packet_netfilter::nftables::{
     ChainMessage, GenMessage, NfTablesMessage, RuleAttribute, RuleMessage, SetElementList, SetElementMessage,
@@ -15,10 +15,13 @@ use super::netlink::{Channel, attributes, inet};
 use super::steps::{Step, Transaction};
 use super::{Firewall, FirewallError, PREFIX};
 
-/// The firewall of the network namespace in which it was opened. Open one and share it: it tells an outsider's changes
-/// from its own by counting its own.
+/// The firewall of the network namespace in which it was opened. Clones share one socket and what is known. Open one and
+/// clone it: it tells an outsider's changes from its own by counting its own.
+#[derive(Clone, Debug)]
+pub struct NetlinkFirewall(Arc<Mutex<Kernel>>);
+
 #[derive(Debug)]
-pub struct NetlinkFirewall {
+struct Kernel {
     channel: Channel,
     written: BTreeMap<String, Written>,
     /// The ruleset's generation at which everything in `written` was as written; `None`: must be looked at.
@@ -38,9 +41,17 @@ struct Written {
 impl NetlinkFirewall {
     /// Opens it in the calling thread's network namespace. Needs NET_ADMIN from the first commit on.
     pub fn open() -> Result<Self, FirewallError> {
-        Ok(Self { channel: Channel::open()?, written: BTreeMap::new(), sound: None })
+        let kernel = Kernel { channel: Channel::open()?, written: BTreeMap::new(), sound: None };
+        Ok(Self(Arc::new(Mutex::new(kernel))))
     }
 
+    /// Waits for whoever is at it: the kernel, too, takes one change of a namespace's ruleset after the other.
+    fn kernel(&self) -> MutexGuard<'_, Kernel> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kernel {
     /// Number of changes to this namespace's ruleset, by anybody.
     fn generation(&mut self) -> Result<u32, FirewallError> {
         const NFTA_GEN_ID: u16 = 1;
@@ -133,6 +144,40 @@ impl NetlinkFirewall {
 }
 
 impl Firewall for NetlinkFirewall {
+    fn commit(&mut self, transaction: &Transaction) -> Result<(), FirewallError> {
+        self.kernel().commit(transaction)
+    }
+
+    fn tables(&mut self) -> Result<Vec<String>, FirewallError> {
+        self.kernel().tables()
+    }
+
+    fn intact(&mut self, table: &str) -> Result<bool, FirewallError> {
+        self.kernel().intact(table)
+    }
+
+    fn written(&mut self, table: &str) -> Option<Arc<Table>> {
+        self.kernel().written(table)
+    }
+
+    fn adopt(&mut self, table: &Table) -> Result<bool, FirewallError> {
+        self.kernel().adopt(table)
+    }
+
+    fn members(&mut self, table: &str, set: &str) -> Result<Vec<Vec<u8>>, FirewallError> {
+        self.kernel().members(table, set)
+    }
+
+    fn counted(&mut self, table: &str, counter: &str) -> Result<u64, FirewallError> {
+        self.kernel().counted(table, counter)
+    }
+
+    fn forget(&mut self, what: &Forget) -> Result<usize, FirewallError> {
+        self.kernel().forget(what)
+    }
+}
+
+impl Firewall for Kernel {
     fn commit(&mut self, transaction: &Transaction) -> Result<(), FirewallError> {
         let before = self.sound.take();
         self.channel.batch(encode::messages(transaction))?;
