@@ -186,6 +186,11 @@ impl Controller {
             Event::Leadership(Leadership::Leading(tenure)) => {
                 if self.tenure.is_none_or(|before| before.since != tenure.since) {
                     self.begin_tenure(tenure, now);
+                } else if let Some(there) = &mut self.actual.peer
+                    && self.tenure.is_some_and(|before| before.transitions == there.transitions)
+                {
+                    // Unbroken, though somebody's hand made us count it as another.
+                    there.transitions = tenure.transitions;
                 }
                 self.tenure = Some(tenure);
                 self.succeeded = None;

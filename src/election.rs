@@ -57,7 +57,7 @@ pub struct Tenure {
     pub until: Moment,
     /// `leaseTransitions` that we wrote.
     pub transitions: i32,
-    /// The Lease was given back by the one before, or was our own: nobody else speaks unasked.
+    /// The Lease was given back by the one before, was our own, or there was none: nobody else speaks unasked.
     pub clean: bool,
 }
 

@@ -52,6 +52,8 @@ fn settings() -> Arc<Tunnel> {
 /// One pod: what is in its kernel outlives its process.
 struct Pod {
     name: String,
+    /// One for all pods: walls that differ would be clocks that are wrong.
+    clock: TokioClock,
     kernel: FakePod,
     firewall: FakeFirewall,
     way: wirevip::election::testing::LeaseClient,
@@ -68,13 +70,13 @@ struct Process {
 }
 
 impl Pod {
-    fn new(number: usize, server: &LeaseServer) -> Self {
+    fn new(number: usize, server: &LeaseServer, clock: TokioClock) -> Self {
         let name = format!("pod-{number}");
-        let clock: Arc<dyn Clock> = Arc::new(TokioClock::new());
         Self {
+            clock,
             way: server.client(&name, number as u64),
             kernel: FakePod::new(),
-            firewall: FakeFirewall::new(clock),
+            firewall: FakeFirewall::new(Arc::new(clock)),
             process: None,
             lives: 0,
             name,
@@ -88,7 +90,7 @@ impl Pod {
             self.firewall.commit(&wirevip::ruleset::Transaction::delete(&table)).unwrap();
         }
         self.lives += 1;
-        let clock = TokioClock::new();
+        let clock = self.clock;
         let elector = Elector::new(Params::default(), self.name.clone()).unwrap();
         let campaign = Campaign::spawn(self.way.clone(), clock, elector, StdRng::seed_from_u64(self.lives));
         let nic = self.kernel.nic().await.unwrap();
@@ -149,8 +151,8 @@ struct World {
 
 impl World {
     async fn of(pods: usize) -> Self {
-        let server = LeaseServer::new();
-        let mut world = Self { pods: (0..pods).map(|number| Pod::new(number, &server)).collect(), server };
+        let (server, clock) = (LeaseServer::new(), TokioClock::new());
+        let mut world = Self { pods: (0..pods).map(|number| Pod::new(number, &server, clock)).collect(), server };
         for pod in &mut world.pods {
             pod.start().await;
         }

@@ -248,7 +248,9 @@ impl Elector {
                     transitions: old.transitions,
                     ..fresh
                 });
-                self.step = Step::Writing { started, sent: now, silent_since: started, fast: false, clean: false };
+                // Who may still speak was named in a Lease that we saw.
+                let clean = !self.view.guarded();
+                self.step = Step::Writing { started, sent: now, silent_since: started, fast: false, clean };
                 Verdict::Continue(Request::Create(record))
             }
             (Step::Getting { .. }, Err(_)) => {

@@ -68,6 +68,11 @@ impl View {
         self.blind = true;
     }
 
+    /// Has a holder vanished without releasing?
+    pub(super) fn guarded(&self) -> bool {
+        self.guard.is_some()
+    }
+
     /// The Lease is ours now: nobody before us counts any more.
     pub(super) fn forget_guard(&mut self) {
         self.guard = None;

@@ -230,6 +230,13 @@ fn a_successor_to_a_lease_that_was_not_given_back_wins_the_hub_from_whoever_had_
 }
 
 #[test]
+fn an_unbroken_tenure_keeps_its_session_whatever_a_hand_makes_of_the_count() {
+    let mut controller = holder();
+    controller.handle(tenure(0, 9000, 7, true), at(1000));
+    assert_eq!(steps(&mut controller, at(1000)), ["ArmFence"]);
+}
+
+#[test]
 fn a_successor_to_a_lease_that_was_given_back_need_not_insist() {
     let polite = sent(true);
     assert_eq!(polite.iter().map(|(_, step)| *step).collect::<Vec<_>>(), ["set-peer", "probe", "probe"]);

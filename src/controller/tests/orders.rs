@@ -136,7 +136,8 @@ proptest! {
                     let until = now + Duration::from_millis(millis.into());
                     let lasts = tenure.filter(|tenure| tenure.until > now && !anew);
                     transitions += i32::from(anew);
-                    let since = lasts.map_or(now, |tenure| tenure.since);
+                    // No two tenures begin at one moment.
+                    let since = lasts.map_or(now + Duration::from_nanos(transitions as u64), |tenure| tenure.since);
                     let next = Tenure { since, until, transitions, clean: millis % 2 == 0 };
                     tenure = Some(next);
                     controller.handle(Event::Leadership(Leadership::Leading(next)), now);
