@@ -28,8 +28,8 @@
 
 use std::time::Duration;
 
-use crate::ruleset::model::{Element, Step, Table, Transaction};
-use crate::ruleset::{Firewall, FirewallError, fence_table};
+use crate::ruleset::model::{Element, Table};
+use crate::ruleset::{Firewall, FirewallError, Step, Transaction, fence_table};
 use crate::secret::TunnelName;
 
 mod foreign;
