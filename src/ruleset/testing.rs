@@ -21,7 +21,7 @@ pub struct FakeFirewall {
 
 #[derive(Clone, Default)]
 struct Kernel {
-    tables: BTreeMap<String, Table>,
+    tables: BTreeMap<String, Arc<Table>>,
     /// What was committed last, as opposed to what is there.
     written: BTreeMap<String, Arc<Table>>,
     /// Elements that came after their table, and when they go if they do: by table and set.
@@ -61,7 +61,7 @@ impl FakeFirewall {
 
     /// The table as it is.
     pub fn table(&self, name: &str) -> Option<Table> {
-        self.kernel().tables.get(name).cloned()
+        self.kernel().tables.get(name).map(|table| (**table).clone())
     }
 
     /// An outsider deletes a table.
@@ -113,7 +113,8 @@ impl Kernel {
     }
 
     fn table(&mut self, name: &str) -> Result<&mut Table, FirewallError> {
-        self.tables.get_mut(name).ok_or_else(|| refused(&format!("finding table {name}")))
+        let table = self.tables.get_mut(name).map(Arc::make_mut);
+        table.ok_or_else(|| refused(&format!("finding table {name}")))
     }
 
     /// Does the step, or part of it and then fails.
@@ -121,15 +122,16 @@ impl Kernel {
         match step {
             Step::Replace(table) => {
                 self.clear(&table.name);
-                self.tables.insert(table.name.clone(), table.clone());
-                self.written.insert(table.name.clone(), Arc::new(table.clone()));
+                let table = Arc::new(table.clone());
+                self.tables.insert(table.name.clone(), Arc::clone(&table));
+                self.written.insert(table.name.clone(), table);
             }
             Step::Delete(name) => {
                 self.clear(name);
                 self.written.remove(name);
             }
             Step::Refill { table, set, elements } => {
-                if self.table(table)?.set(set).is_none() {
+                if self.tables.get(table).is_none_or(|table| table.set(set).is_none()) {
                     return Err(refused(&format!("emptying set {set} of table {table}")));
                 }
                 let added = elements.iter().map(|e| (e.clone(), e.timeout.map(|timeout| now + timeout))).collect();
@@ -222,7 +224,7 @@ impl Firewall for FakeFirewall {
 
     fn intact(&mut self, table: &str) -> Result<bool, FirewallError> {
         let mut kernel = self.working()?;
-        let intact = kernel.written.get(table).is_some_and(|written| kernel.tables.get(table) == Some(&**written));
+        let intact = kernel.written.get(table).is_some_and(|written| kernel.tables.get(table) == Some(written));
         if !intact {
             kernel.written.remove(table);
         }
@@ -235,7 +237,7 @@ impl Firewall for FakeFirewall {
 
     fn adopt(&mut self, table: &Table) -> Result<bool, FirewallError> {
         let mut kernel = self.working()?;
-        let same = kernel.tables.get(&table.name) == Some(table);
+        let same = kernel.tables.get(&table.name).is_some_and(|there| **there == *table);
         if same {
             kernel.written.insert(table.name.clone(), Arc::new(table.clone()));
         }
