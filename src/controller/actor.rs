@@ -212,9 +212,8 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             }
             Err(error) => {
                 let message = format!("{error:#}");
-                if self.controller.failure() != Some(&message) {
-                    tracing::warn!(tunnel = %self.name(), step = step.names().0, error = message, "a step failed");
-                }
+                // Told to the operator by whoever tells what changes; here is which step it was.
+                tracing::debug!(tunnel = %self.name(), step = step.names().0, error = message, "failed");
                 self.outputs.metrics.error(step.names().1);
                 if lost(&error) {
                     self.controller.link_lost();
