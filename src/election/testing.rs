@@ -33,6 +33,15 @@ struct Kept {
     lease: Option<Lease>,
     history: Vec<Option<Lease>>,
     calls: Vec<Call>,
+    observer: Option<Observer>,
+}
+
+struct Observer(Box<dyn FnMut(Option<&str>, Option<&Lease>) + Send>);
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer")
+    }
 }
 
 impl Default for Server {
@@ -60,6 +69,8 @@ pub enum Way {
     Refused,
     /// Nothing gets through either way, and nobody says so.
     Silent,
+    /// Requests get through, answers and what a watch shows do not, and nobody says so.
+    Mute,
 }
 
 /// What happens to one request.
@@ -92,11 +103,15 @@ pub struct Weather {
     pub lost: f64,
     /// Share of requests that arrive ten seconds late.
     pub late: f64,
+    /// Share of requests that are answered by a conflict, without effect.
+    pub conflict: f64,
+    /// Share of requests that are carried out and never answered.
+    pub stuck: f64,
 }
 
 impl Default for Weather {
     fn default() -> Self {
-        Self { latency: Duration::ZERO..Duration::from_nanos(1), failed: 0.0, lost: 0.0, late: 0.0 }
+        Self { latency: Duration::ZERO..Duration::from_nanos(1), failed: 0.0, lost: 0.0, late: 0.0, conflict: 0.0, stuck: 0.0 }
     }
 }
 
@@ -133,7 +148,7 @@ impl LeaseServer {
     pub fn edit(&self, change: impl FnOnce(Option<Lease>) -> Option<Lease>) {
         let mut kept = self.lock();
         let next = change(kept.lease.take());
-        self.put(&mut kept, next);
+        self.put(&mut kept, None, next);
     }
 
     /// Writes this record by hand.
@@ -155,29 +170,37 @@ impl LeaseServer {
         self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, kept: &mut Kept, mut lease: Option<Lease>) {
+    /// Tells `observer` of every change at the moment that it is made, and whose request made it; `None`: by hand.
+    pub fn observe(&self, observer: impl FnMut(Option<&str>, Option<&Lease>) + Send + 'static) {
+        self.lock().observer = Some(Observer(Box::new(observer)));
+    }
+
+    fn put(&self, kept: &mut Kept, by: Option<&str>, mut lease: Option<Lease>) {
         if let Some(lease) = &mut lease {
             lease.metadata.resource_version = Some((kept.history.len() + 1).to_string());
+        }
+        if let Some(observer) = &mut kept.observer {
+            (observer.0)(by, lease.as_ref());
         }
         kept.lease.clone_from(&lease);
         kept.history.push(lease);
         self.0.changes.send_replace(kept.history.len());
     }
 
-    fn carry_out(&self, request: Do) -> Result<Lease, StoreError> {
+    fn carry_out(&self, by: &str, request: Do) -> Result<Lease, StoreError> {
         let mut kept = self.lock();
         match (request, kept.lease.clone()) {
             (Do::Get, Some(lease)) => return Ok(lease),
             (Do::Get | Do::Replace(..), None) => return Err(StoreError::NotFound),
             (Do::Create(_), Some(_)) => return Err(StoreError::AlreadyExists),
             (Do::Create(record), None) => {
-                self.put(&mut kept, Some(Lease { spec: Some(record.spec()), ..Lease::default() }));
+                self.put(&mut kept, Some(by), Some(Lease { spec: Some(record.spec()), ..Lease::default() }));
             }
             (Do::Replace(last, record), Some(lease)) => {
                 if last.metadata.resource_version != lease.metadata.resource_version {
                     return Err(StoreError::Conflict);
                 }
-                self.put(&mut kept, Some(Lease { spec: Some(record.spec()), ..*last }));
+                self.put(&mut kept, Some(by), Some(Lease { spec: Some(record.spec()), ..*last }));
             }
         }
         kept.lease.clone().ok_or(StoreError::NotFound)
@@ -246,6 +269,10 @@ impl LeaseClient {
             Fate::Failed
         } else if roll < weather.failed + weather.lost {
             Fate::AnswerLost
+        } else if roll < weather.failed + weather.lost + weather.conflict {
+            Fate::Conflict
+        } else if roll < weather.failed + weather.lost + weather.conflict + weather.stuck {
+            Fate::Stuck
         } else {
             Fate::Answered
         };
@@ -261,7 +288,7 @@ impl LeaseClient {
     async fn silence_to_end(&self) {
         let mut way = self.0.way.subscribe();
         // The sender lives in self.
-        let _ = way.wait_for(|way| *way != Way::Silent).await;
+        let _ = way.wait_for(|way| !matches!(way, Way::Silent | Way::Mute)).await;
     }
 
     async fn call(&self, verb: &'static str, request: Do) -> Result<Lease, StoreError> {
@@ -273,7 +300,7 @@ impl LeaseClient {
             this.travel().await;
             tokio::time::sleep(late).await;
             let gone = match *this.0.way.borrow() {
-                Way::Open => None,
+                Way::Open | Way::Mute => None,
                 Way::Refused => Some(Err(unreachable(verb))),
                 Way::Silent => Some(Ok(())),
             };
@@ -288,11 +315,11 @@ impl LeaseClient {
                 Fate::Forbidden => {
                     Err(StoreError::Forbidden { verb, cause: io::Error::other("refused by a script").into() })
                 }
-                Fate::Answered => this.0.server.carry_out(request),
-                Fate::AnswerLost => this.0.server.carry_out(request).and(Err(unreachable(verb))),
+                Fate::Answered => this.0.server.carry_out(&this.0.name, request),
+                Fate::AnswerLost => this.0.server.carry_out(&this.0.name, request).and(Err(unreachable(verb))),
                 Fate::Swallowed => std::future::pending().await,
                 Fate::Stuck => {
-                    let _ = this.0.server.carry_out(request);
+                    let _ = this.0.server.carry_out(&this.0.name, request);
                     std::future::pending().await
                 }
             };

@@ -9,6 +9,17 @@ use super::{Firewall, FirewallError, PREFIX, fence_table};
 use crate::clock::{Clock, Moment};
 use crate::secret::TunnelName;
 
+/// How a tunnel's fence stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FenceState {
+    /// There is none: all may pass.
+    Absent,
+    /// Nothing may pass.
+    Closed,
+    /// All may pass until then.
+    Open(Moment),
+}
+
 /// Clones share one set of tables, as processes in one network namespace do.
 #[derive(Clone)]
 pub struct FakeFirewall {
@@ -36,10 +47,18 @@ impl FakeFirewall {
 
     /// May the tunnel's socket speak now? True also where no fence is, as in the kernel.
     pub fn open(&self, tunnel: &TunnelName) -> bool {
+        self.fence(tunnel) != FenceState::Closed
+    }
+
+    /// How the tunnel's fence stands now.
+    pub fn fence(&self, tunnel: &TunnelName) -> FenceState {
         let (kernel, now) = (self.kernel(), self.clock.now());
         let name = fence_table(tunnel);
-        !kernel.tables.contains_key(&name)
-            || kernel.timed.iter().any(|((table, _), all)| *table == name && all.iter().any(|(_, end)| now < *end))
+        if !kernel.tables.contains_key(&name) {
+            return FenceState::Absent;
+        }
+        let elements = kernel.timed.iter().filter(|((table, _), _)| *table == name).flat_map(|(_, all)| all);
+        elements.map(|(_, end)| *end).max().filter(|end| now < *end).map_or(FenceState::Closed, FenceState::Open)
     }
 
     /// The table as it is.
