@@ -290,23 +290,25 @@ fn calm(history: &History, spans: &[Span]) -> Vec<Objection> {
             Phase::Stop | Phase::End => break,
         };
         let old = leader.filter(|_| phase != Phase::Calm);
-        let serving = spans.iter().filter(|span| span.serves && from < span.to && Some(span.pod) != old);
-        let first = serving.min_by_key(|span| span.from);
-        let Some(first) = first.filter(|span| span.from <= from + bound) else {
-            let words = format!("nobody serves within {bound:?} of {phase:?}");
-            found.push(objection(from + bound, Kind::Nobody, words));
+        let serving = |span: &&Span| span.serves && from < span.to && span.from < to && Some(span.pod) != old;
+        let Some(last) = spans.iter().filter(serving).filter(|span| to <= span.to).next_back() else {
+            let kind = if spans.iter().any(|span| serving(&span)) { Kind::Hole } else { Kind::Nobody };
+            found.push(objection(to, kind, format!("nobody serves at the end of {phase:?}")));
+            leader = None;
             continue;
         };
-        leader = Some(first.pod);
-        let mut served = first.to;
-        for span in spans.iter().filter(|span| span.serves && span.pod == first.pod && first.from < span.from) {
-            if span.from <= served {
-                served = served.max(span.to);
+        leader = Some(last.pod);
+        let mut since = last.from;
+        for span in spans.iter().rev().filter(serving).filter(|span| span.pod == last.pod && span.from < last.from) {
+            if since <= span.to {
+                since = span.from;
             }
         }
-        if served < to {
-            let words = format!("pod {} serves until {served:?} and then does not, in {phase:?}", first.pod);
-            found.push(objection(served, Kind::Hole, words));
+        if since > from + bound {
+            let before = spans.iter().filter(serving).any(|span| span.from <= from + bound);
+            let kind = if before { Kind::Hole } else { Kind::Nobody };
+            let words = format!("pod {} serves without a break only {:?} after {phase:?}", last.pod, since - from);
+            found.push(objection(since, kind, words));
         }
     }
     found

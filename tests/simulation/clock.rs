@@ -138,6 +138,10 @@ impl Run {
         self.0.send_replace(!frozen);
     }
 
+    pub fn frozen(&self) -> bool {
+        !*self.0.borrow()
+    }
+
     /// Until it runs.
     pub async fn goes_on(&self) {
         // The sender lives in self.

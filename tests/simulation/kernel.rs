@@ -82,6 +82,10 @@ impl PodKernel {
         self.inner.lock().unwrap().trouble = trouble;
     }
 
+    pub fn is_troubled(&self) -> bool {
+        self.inner.lock().unwrap().trouble != Trouble::default()
+    }
+
     /// The network namespace goes, with all that is in it.
     pub fn destroy(&self) {
         self.links.lose(&self.tunnel);

@@ -76,6 +76,12 @@ impl Pod {
         self.process.as_ref().is_some_and(|process| !process.life.is_over() && !*process.stop.borrow())
     }
 
+    /// Would it notice what an outsider does? Who takes the fence from a process that is dead, stands still or is kept
+    /// from mending it takes I1 with it: nothing is promised then (`docs/simulation.md`).
+    pub fn looks(&self) -> bool {
+        self.runs() && !self.machine.run().frozen() && !self.kernel.is_troubled()
+    }
+
     /// A process that was told to end is still about it.
     pub fn ends(&self) -> bool {
         self.process.as_ref().is_some_and(|process| !process.life.is_over() && *process.stop.borrow())

@@ -73,8 +73,16 @@ impl World {
     async fn befall(&mut self, plan: &Plan) {
         for (pause, act) in &plan.acts {
             tokio::time::sleep(*pause).await;
+            if let Act::TableLost { pod, forwards: false } = act
+                && !self.pods[*pod].looks()
+            {
+                continue;
+            }
             self.scribe.write(What::Befell(act.clone()));
             self.perform(act);
+            if let Act::TableLost { forwards: false, .. } = act {
+                tokio::time::sleep(ms(1500)).await;
+            }
         }
         tokio::time::sleep(ms(500)).await;
     }
