@@ -8,9 +8,12 @@
 //! What must hold, in the order of the steps below:
 //! - up: *speak* told to the campaign → forwards table → fence (closed) → link, silent → addresses and routes →
 //!   fence armed for the tenure → peer, whose handshake leaves at once;
-//! - down: fence closed → link removed → *quiet* told to the campaign (only now may it release) → the rest;
+//! - hold, if it is allowed and a session is there: fence in hold → *quiet* told to the campaign (only now may it
+//!   release); answers go on until a successor has the hub, and nothing is begun;
+//! - down: fence closed → *quiet* → link, forwards table, fence removed;
 //! - no step up is taken without a tenure that has not ended at `now`;
-//! - a renewed tenure re-arms the fence before anything else is done.
+//! - a renewed tenure re-arms the fence before anything else is done;
+//! - a session outlives its tenure only if nobody can have led in between.
 
 use std::mem::{Discriminant, discriminant};
 use std::net::SocketAddr;
@@ -21,25 +24,30 @@ use crate::clock::Moment;
 use crate::election::{Leadership, Tenure};
 use crate::secret::Tunnel;
 use crate::services::Forwards;
-use crate::tunnel::{Change, LinkPlan, Nic, PeerPlan, Slot, derived_mtu};
+use crate::tunnel::{LinkPlan, Nic, PeerPlan, Slot, derived_mtu};
 
 pub mod actor;
 mod actual;
+mod fall;
 pub mod hub;
 mod pulse;
+mod rise;
 mod step;
 mod view;
 
-use actual::{Actual, Fence, Link, TableKey};
-use pulse::{Due, Pulse};
+use actual::{Actual, Fence, Link, Peer, TableKey};
+use pulse::Pulse;
 pub use step::{Drift, Next, Outcome, Step};
 
 /// First and longest wait after a step that failed. The contract promises a try every 5 s.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// How long a link may refuse to go before a closed fence alone counts as silence.
-const REMOVAL_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a leader tries in vain to raise its tunnel before it lets another pod try.
 const RAISE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a hub may leave a leader without any answer before another pod may try: its own way to the hub may be what
+/// is broken.
+const UPLINK_PATIENCE: Duration = Duration::from_secs(10);
+/// Not before a tenure is so old: of a hub that is dead nobody gets an answer, and the pods must not take turns for it.
+const DAMPING: Duration = Duration::from_secs(30);
 /// How often the kernel is asked whether everything is still there (contract: back within 2 s).
 const AUDIT_EVERY: Duration = Duration::from_millis(500);
 
@@ -56,8 +64,17 @@ pub enum Event {
     Endpoint(SocketAddr),
     /// The pod's NIC changed.
     Nic(Nic),
-    /// The tunnel goes for good: it left the Secret, or the process ends.
-    Stop,
+    /// The tunnel goes for good.
+    Stop(Ending),
+}
+
+/// Why a tunnel goes for good.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// The process ends; another pod is to take over.
+    HandOver,
+    /// It left the Secret.
+    Removal,
 }
 
 /// What the tunnel does, as `/status` names it.
@@ -70,6 +87,8 @@ pub enum State {
     Rising,
     /// Leads, tunnel up, hub answered.
     Leading,
+    /// No longer leads, and answers on until a successor has the hub, or until it leads again.
+    Holding,
     /// No longer leads; something is still to be taken down.
     Falling,
 }
@@ -85,17 +104,23 @@ pub struct Controller {
     /// Made anew from the four above whenever the hub's address is known; else the last one stays in force.
     plan: Option<Arc<LinkPlan>>,
     tenure: Option<Tenure>,
-    stopping: bool,
+    /// Our identity in the Lease, if the tunnel may be held.
+    hold_as: Option<String>,
+    /// Since when another is named in the Lease.
+    succeeded: Option<Moment>,
+    ending: Option<(Ending, Moment)>,
     actual: Actual,
     pulse: Pulse,
     next_audit: Moment,
-    falling_since: Option<Moment>,
+    falling: bool,
     failing: Option<Failing>,
     /// When the tenure began that we asked to be relieved of: until the next one nothing is raised.
     gave_way: Option<Moment>,
     retry_at: Moment,
     /// The last step was a closing of the fence, and failed.
     close_failed: bool,
+    /// The fence would not fall to hold: down it is, in this tenure.
+    hold_refused: bool,
     /// The fence could not be opened or closed: most likely somebody deleted it, and trying again will not do.
     fence_in_doubt: bool,
 }
@@ -121,28 +146,54 @@ impl Controller {
             endpoint: None,
             plan: None,
             tenure: None,
-            stopping: false,
+            hold_as: None,
+            succeeded: None,
+            ending: None,
             actual: Actual::nothing(),
             pulse: Pulse::default(),
             next_audit: zero,
-            falling_since: None,
+            falling: false,
             failing: None,
             gave_way: None,
             retry_at: zero,
             close_failed: false,
+            hold_refused: false,
             fence_in_doubt: false,
         }
+    }
+
+    /// Lets the tunnel be held: `identity` is ours in the Lease.
+    #[must_use]
+    pub fn holding(mut self, identity: &str) -> Self {
+        self.hold_as = Some(identity.to_owned());
+        self
     }
 
     /// Takes in what happened.
     pub fn handle(&mut self, event: Event, now: Moment) {
         match event {
-            Event::Leadership(Leadership::Following { .. }) => self.tenure = None,
+            Event::Leadership(Leadership::Following { holder }) => {
+                self.tenure = None;
+                self.succeeded = match holder {
+                    Some(other) if !other.is_empty() && Some(&other) != self.hold_as.as_ref() => {
+                        self.succeeded.or(Some(now))
+                    }
+                    // One that was named goes on counting while the API is away.
+                    None => self.succeeded,
+                    Some(_) => None,
+                };
+            }
             Event::Leadership(Leadership::Leading(tenure)) => {
                 if self.tenure.is_none_or(|before| before.since != tenure.since) {
-                    self.begin_tenure(now);
+                    self.begin_tenure(tenure, now);
+                } else if let Some(there) = &mut self.actual.peer
+                    && self.tenure.is_some_and(|before| before.transitions == there.transitions)
+                {
+                    // Unbroken, though somebody's hand made us count it as another.
+                    there.transitions = tenure.transitions;
                 }
                 self.tenure = Some(tenure);
+                self.succeeded = None;
             }
             Event::Settings(settings) => {
                 if settings != self.settings {
@@ -157,163 +208,53 @@ impl Controller {
             Event::Forwards(forwards) => self.forwards = forwards,
             Event::Endpoint(address) => self.endpoint = Some(address),
             Event::Nic(nic) => self.nic = nic,
-            Event::Stop => self.stopping = true,
+            Event::Stop(ending) => self.ending = self.ending.or(Some((ending, now))),
         }
         self.replan();
     }
 
-    /// The next step, if it is time for one. Asking changes nothing but the memory of when falling began, and why.
+    /// The next step, if it is time for one. Asking changes nothing but the memory of when falling began.
     pub fn next(&mut self, now: Moment) -> Next {
         match self.tenure_at(now) {
-            Some(tenure) if !self.stopping && self.gave_way != Some(tenure.since) => {
-                self.falling_since = None;
+            Some(tenure) if self.ending.is_none() && self.gave_way != Some(tenure.since) => {
+                self.falling = false;
                 self.next_up(tenure, now)
             }
-            _ => self.next_down(now),
+            _ => {
+                if !self.falling {
+                    // Silence does not wait for the patience that a step up was owed.
+                    self.falling = true;
+                    self.retry_at = now;
+                }
+                match self.hold_until(now) {
+                    Some(then) => self.next_hold(then, now),
+                    None => self.next_down(now),
+                }
+            }
         }
     }
 
     /// What failed in an earlier tenure is tried afresh; until it works it stays told.
-    fn begin_tenure(&mut self, now: Moment) {
+    fn begin_tenure(&mut self, tenure: Tenure, now: Moment) {
         self.retry_at = now;
         self.gave_way = None;
+        self.hold_refused = false;
+        if !tenure.clean {
+            self.pulse.insist();
+        }
         if let Some(failing) = &mut self.failing {
             (failing.since, failing.wait) = (now, RETRY.0);
         }
     }
 
-    fn next_up(&mut self, tenure: Tenure, now: Moment) -> Next {
-        if !self.actual.speaking {
-            return Next::Do(Step::Speak);
-        }
-        let plan = self.plan.clone();
-        if self.fence_in_doubt
-            && let Some(plan) = self.actual.link().or(plan.as_ref())
-        {
-            return Next::Do(Step::Audit(Arc::clone(plan)));
-        }
-        // What is there of a link whose settings no longer hold goes, and comes back new.
-        if let (Some(plan), Some(link)) = (&plan, self.actual.link())
-            && link.change_to(plan) == Change::NewLink
-        {
-            if let Fence::Armed { .. } = self.actual.fence {
-                return self.unless_waiting(now, Step::CloseFence);
-            }
-            return self.unless_waiting(now, Step::RemoveLink(Arc::clone(link)));
-        }
-        if let Fence::Armed { port, until } = self.actual.fence
-            && until != tenure.until
-        {
-            // Other steps' patience is not the fence's: it closes by itself.
-            let step = Step::ArmFence { port, until: tenure.until };
-            return if self.failed_last(&step) { self.unless_waiting(now, step) } else { Next::Do(step) };
-        }
-        if let Some(step) = self.missing(plan.as_ref(), tenure) {
-            if let Some(failing) = &self.failing
-                && now.since(failing.since) >= RAISE_PATIENCE
-                && self.actual.peer.is_none()
-            {
-                self.gave_way = Some(tenure.since);
-                return Next::Do(Step::StepDown);
-            }
-            return self.unless_waiting(now, step);
-        }
-        let (Some(plan), Some(_)) = (plan, &self.actual.peer) else {
-            // The hub's name is not resolved yet; its address comes as an event.
-            return Next::WaitUntil(tenure.until);
-        };
-        if now >= self.next_audit {
-            return Next::Do(Step::Audit(plan));
-        }
-        let Some(due) = self.pulse.due(now) else {
-            return Next::WaitUntil(self.pulse.next(now).min(self.next_audit).min(tenure.until));
-        };
-        let step = match due {
-            Due::Reading => Step::Inspect,
-            Due::Probe => Step::Probe(plan),
-            Due::Kick => Step::Kick(plan),
-        };
-        self.unless_waiting(now, step)
-    }
-
-    /// The first thing that should be there and is not.
-    fn missing(&self, plan: Option<&Arc<LinkPlan>>, tenure: Tenure) -> Option<Step> {
-        let plan = plan?;
-        if self.actual.forwards.as_ref().is_none_or(|(applied, key)| {
-            *key != self.table_key(plan) || !(Arc::ptr_eq(applied, &self.forwards) || *applied == self.forwards)
-        }) {
-            return Some(Step::ApplyForwards(Arc::clone(plan)));
-        }
-        let port = plan.listen_port;
-        match self.actual.fence {
-            Fence::Absent => return Some(Step::RaiseFence { port }),
-            Fence::Closed { port: fenced } | Fence::Armed { port: fenced, .. } if fenced != port => {
-                return Some(Step::RemoveFence);
-            }
-            Fence::Closed { .. } | Fence::Armed { .. } => {}
-        }
-        match &self.actual.link {
-            Link::Absent => return Some(Step::CreateLink(Arc::clone(plan))),
-            Link::Created(_) => return Some(Step::AttachLink(Arc::clone(plan))),
-            Link::Attached(attached) if attached.mtu != plan.mtu => return Some(Step::AttachLink(Arc::clone(plan))),
-            Link::Attached(_) => {}
-        }
-        if let Fence::Closed { .. } = self.actual.fence {
-            return Some(Step::ArmFence { port, until: tenure.until });
-        }
-        let Some(peer) = self.actual.peer.as_ref().map(|there| &there.peer) else {
-            return Some(Step::SetPeer(Arc::clone(plan)));
-        };
-        // A hub at another address is most likely another process, which knows nothing of our session.
-        let other_hub = peer.public_key != plan.peer.public_key || peer.endpoint != plan.peer.endpoint;
-        if other_hub || self.pulse.wants_fresh_peer() {
-            return Some(Step::SetPeer(Arc::clone(plan)));
-        }
-        (*peer != plan.peer).then(|| Step::UpdatePeer(Arc::clone(plan)))
-    }
-
-    fn next_down(&mut self, now: Moment) -> Next {
-        if self.falling_since.is_none() {
-            // Silence does not wait for the patience that a step up was owed.
-            self.retry_at = now;
-        }
-        let since = *self.falling_since.get_or_insert(now);
-        // A tenure that has ended closed the fence in the kernel; shutting it as well costs one transaction and does
-        // not trust two clocks to agree. If that fails, the link's going is as good; the two take turns.
-        let open = matches!(self.actual.fence, Fence::Armed { .. });
-        let link = self.actual.link().cloned();
-        let linked = link.is_some();
-        if open && linked && !self.close_failed {
-            return self.unless_waiting(now, Step::CloseFence);
-        }
-        let closed = matches!(self.actual.fence, Fence::Closed { .. });
-        let silent = !linked || (closed && now.since(since) >= REMOVAL_PATIENCE);
-        if self.actual.speaking && silent {
-            return Next::Do(Step::Quiet);
-        }
-        if let Some(link) = link {
-            return self.unless_waiting(now, Step::RemoveLink(link));
-        }
-        if self.actual.forwards.is_some() {
-            return self.unless_waiting(now, Step::RemoveForwards);
-        }
-        if self.actual.fence != Fence::Absent {
-            return self.unless_waiting(now, Step::RemoveFence);
-        }
-        match self.stopping {
-            true => Next::Finished,
-            false => {
-                // What made us give way stands in the way still, for all we know; all else is over.
-                if self.gave_way.is_none() {
-                    self.failing = None;
-                }
-                Next::WaitUntil(now + Duration::from_secs(1))
-            }
-        }
-    }
-
     fn unless_waiting(&self, now: Moment, step: Step) -> Next {
         if now < self.retry_at { Next::WaitUntil(self.retry_at) } else { Next::Do(step) }
+    }
+
+    fn stale_forwards(&self, plan: &LinkPlan) -> bool {
+        self.actual.forwards.as_ref().is_none_or(|(applied, key)| {
+            *key != self.table_key(plan) || !(Arc::ptr_eq(applied, &self.forwards) || *applied == self.forwards)
+        })
     }
 
     fn failed_last(&self, step: &Step) -> bool {
@@ -337,9 +278,20 @@ impl Controller {
             }
             Step::RemoveForwards => self.actual.forwards = None,
             Step::RaiseFence { port } => self.actual.fence = Fence::Closed { port: *port },
-            Step::ArmFence { port, until } => self.actual.fence = Fence::Armed { port: *port, until: *until },
+            Step::ArmFence { port, until } => {
+                if let Fence::Held { foreign, .. } = self.actual.fence {
+                    self.pulse.resume(now);
+                    if foreign == Some(true) {
+                        self.pulse.give_up();
+                    }
+                }
+                self.actual.fence = Fence::Armed { port: *port, until: *until };
+            }
+            Step::HoldFence { port } => self.actual.fence = Fence::Held { port: *port, foreign: None },
+            Step::AskFence => self.asked_fence(outcome == Outcome::Foreign(true)),
             Step::CloseFence => {
-                if let Fence::Closed { port } | Fence::Armed { port, .. } = self.actual.fence {
+                if let Fence::Closed { port } | Fence::Held { port, .. } | Fence::Armed { port, .. } = self.actual.fence
+                {
                     self.actual.fence = Fence::Closed { port };
                 }
             }
@@ -354,14 +306,20 @@ impl Controller {
             }
             Step::RemoveLink(_) => {
                 self.actual.unlink();
-                self.pulse = Pulse::default();
+                self.pulse.unlinked();
             }
             Step::SetPeer(plan) => {
-                self.actual.peer = Some(Arc::clone(plan));
+                // Never set without a tenure; of none it would be nobody's.
+                let transitions = self.tenure.map_or(i32::MIN, |tenure| tenure.transitions);
+                self.actual.peer = Some(Peer { plan: Arc::clone(plan), transitions });
                 self.failing = None;
                 self.pulse.peer_set(now);
             }
-            Step::UpdatePeer(plan) => self.actual.peer = Some(Arc::clone(plan)),
+            Step::UpdatePeer(plan) => {
+                if let Some(there) = &mut self.actual.peer {
+                    there.plan = Arc::clone(plan);
+                }
+            }
             Step::Kick(_) => self.pulse.kicked(now),
             Step::Probe(_) => self.pulse.probed(now),
             Step::Inspect => {
@@ -380,10 +338,16 @@ impl Controller {
         }
     }
 
+    fn asked_fence(&mut self, seen: bool) {
+        if let Fence::Held { foreign, .. } = &mut self.actual.fence {
+            *foreign = Some(seen);
+        }
+    }
+
     fn drifted(&mut self, drift: Drift) {
         self.actual.drifted(drift);
         if drift.link {
-            self.pulse = Pulse::default();
+            self.pulse.unlinked();
         }
     }
 
@@ -406,6 +370,9 @@ impl Controller {
                 self.fence_in_doubt = false;
             }
             Step::ArmFence { .. } | Step::CloseFence => self.fence_in_doubt = true,
+            Step::HoldFence { .. } => (self.hold_refused, self.retry_at) = (true, now),
+            // What cannot be known is taken for the worse.
+            Step::AskFence => self.asked_fence(true),
             Step::Inspect => self.pulse.unread(now),
             _ => {}
         }

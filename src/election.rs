@@ -57,6 +57,8 @@ pub struct Tenure {
     pub until: Moment,
     /// `leaseTransitions` that we wrote.
     pub transitions: i32,
+    /// The Lease was given back by the one before, was our own, or there was none: nobody else speaks unasked.
+    pub clean: bool,
 }
 
 /// The times of an election. Refused unless `retry + renew_deadline + margin < lease`, and by rules C1-C3, S7.

@@ -110,10 +110,16 @@ pub struct TunnelMetrics {
     pub leader: bool,
     /// `leaseTransitions` as last seen in the Lease.
     pub lease_transitions: u64,
+    /// Does this pod answer on without a tenure?
+    pub holding: bool,
     /// Time left of the tenure; `None` while another leads.
     pub tenure_remaining: Option<Duration>,
     /// Since the last handshake; `None` before the first, and while there is no link.
     pub handshake_age: Option<Duration>,
+    /// Bytes from the hub, over all links of this process's life.
+    pub received_bytes: u64,
+    /// Bytes to the hub, likewise.
+    pub transmitted_bytes: u64,
     /// Packets that the fence held back.
     pub fence_dropped_packets: u64,
     /// Our clock minus the hub's latest leader's, in seconds.
@@ -122,35 +128,13 @@ pub struct TunnelMetrics {
     pub forwards: Option<usize>,
     /// Backends applied, over all forwards.
     pub backends: Option<usize>,
-    received: Counted,
-    transmitted: Counted,
     takeover: BTreeMap<Phase, Histogram<TAKEOVER_BUCKETS>>,
 }
 
 impl TunnelMetrics {
-    /// Bytes since the link's present peer was made. The metric goes on counting when the peer is made afresh.
-    pub fn traffic(&mut self, received: u64, transmitted: u64) {
-        self.received.reads(received);
-        self.transmitted.reads(transmitted);
-    }
-
     /// A phase of a takeover took this long.
     pub fn took(&mut self, phase: Phase, span: Duration) {
         self.takeover.entry(phase).or_default().observe(span);
-    }
-}
-
-/// A sum over a counter that starts afresh from time to time.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counted {
-    total: u64,
-    last: u64,
-}
-
-impl Counted {
-    fn reads(&mut self, value: u64) {
-        self.total += value.checked_sub(self.last).unwrap_or(value);
-        self.last = value;
     }
 }
 

@@ -47,6 +47,13 @@ pub trait Firewall: Send {
     /// asked every second. A table that was never committed here is not intact.
     fn intact(&mut self, table: &str) -> Result<bool, FirewallError>;
 
+    /// Takes a table that an earlier process committed for its own, as it stands, elements of its sets included. `false`:
+    /// it is not there, or has not the chains and rules of this one.
+    fn adopt(&mut self, table: &Table) -> Result<bool, FirewallError>;
+
+    /// Keys in a set now; none where there is no such set.
+    fn members(&mut self, table: &str, set: &str) -> Result<Vec<Vec<u8>>, FirewallError>;
+
     /// Packets counted since the table was last replaced.
     fn counted(&mut self, table: &str, counter: &str) -> Result<u64, FirewallError>;
 
@@ -62,8 +69,9 @@ pub enum FirewallError {
     NotPermitted,
     /// The kernel lacks something.
     #[error(
-        "{step}: the kernel has no such thing: it needs nf_tables with its NAT, conntrack, hash and reject parts \
-         (load nf_tables, nft_ct, nft_nat, nft_masq, nft_hash, nft_reject_inet and nf_conntrack_netlink on the node)"
+        "{step}: the kernel has no such thing: it needs nf_tables with its NAT, conntrack, hash, limit and reject \
+         parts (load nf_tables, nft_ct, nft_nat, nft_masq, nft_hash, nft_limit, nft_reject_inet and nf_conntrack_netlink \
+         on the node)"
     )]
     Unsupported {
         /// The message that failed.

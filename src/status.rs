@@ -75,6 +75,11 @@ impl Snapshot {
         matches!(&self.leadership, Leadership::Leading(tenure) if tenure.until > now)
     }
 
+    /// Does the tunnel answer on without a tenure?
+    pub fn holds(&self) -> bool {
+        self.state == State::Holding
+    }
+
     /// What is left of the tenure; `None` for a standby.
     pub fn tenure_left(&self, now: Moment) -> Option<Duration> {
         match &self.leadership {
@@ -105,7 +110,7 @@ pub struct TunnelReport {
     pub name: String,
     /// The VIP; null while the tunnel never had sound settings.
     pub vip: Option<String>,
-    /// `standby`, `rising`, `leading`, `falling` or `invalid`.
+    /// `standby`, `rising`, `leading`, `holding`, `falling` or `invalid`.
     pub state: &'static str,
     /// Identity that holds the Lease; null while unknown or released.
     pub holder: Option<String>,
@@ -169,6 +174,7 @@ pub fn report(
             State::Standby => "standby",
             State::Rising => "rising",
             State::Leading => "leading",
+            State::Holding => "holding",
             State::Falling => "falling",
         },
         holder,
@@ -208,6 +214,8 @@ pub enum Notice {
     Down,
     /// It leads, and the hub has not answered for [`NO_HANDSHAKE_AFTER`].
     NoHandshake,
+    /// The tenure ran out without a renewal, and the tunnel is held.
+    Holding,
     /// The tenure ran out without a renewal: the kernel closed the fence.
     FenceClosed,
     /// This node's clock is off the Lease holder's by so many seconds.
@@ -243,13 +251,13 @@ impl Narrator {
             && until <= now
             && !snapshot.leads(now)
         {
-            notices.push(Notice::FenceClosed);
+            notices.push(if snapshot.holds() { Notice::Holding } else { Notice::FenceClosed });
         }
         self.led_until = match &snapshot.leadership {
             Leadership::Leading(tenure) if tenure.until > now => Some(tenure.until),
             _ => None,
         };
-        let serves = snapshot.serves && snapshot.leads(now);
+        let serves = snapshot.serves && (snapshot.leads(now) || snapshot.holds());
         match (self.served, serves) {
             (false, true) => notices.push(Notice::Up),
             (true, false) => notices.push(Notice::Down),
@@ -353,7 +361,7 @@ mod tests {
 
     fn leading(until: u64, handshake: Option<u64>) -> Snapshot {
         Snapshot {
-            leadership: Leadership::Leading(Tenure { since: at(1), until: at(until), transitions: 1 }),
+            leadership: Leadership::Leading(Tenure { since: at(1), until: at(until), transitions: 1, clean: true }),
             state: if handshake.is_some() { State::Leading } else { State::Rising },
             serves: handshake.is_some(),
             handshake: handshake.map(at),
@@ -373,6 +381,18 @@ mod tests {
         assert_eq!(narrator.tell(&snapshot(), at(7)), []);
         assert_eq!(narrator.tell(&leading(12, Some(8)), at(8)), [Notice::Up]);
         assert_eq!(narrator.tell(&snapshot(), at(9)), [Notice::Down], "a hand-over closes no fence on us");
+    }
+
+    #[test]
+    fn a_lapse_that_is_held_is_no_going_down_until_it_falls() {
+        let mut narrator = Narrator::default();
+        let held = |state| Snapshot { state, serves: true, ..snapshot() };
+        assert_eq!(narrator.tell(&leading(5, Some(2)), at(2)), [Notice::Up]);
+        assert_eq!(narrator.tell(&held(State::Holding), at(6)), [Notice::Holding]);
+        assert_eq!(narrator.tell(&held(State::Holding), at(7)), []);
+        assert_eq!(narrator.tell(&leading(12, Some(2)), at(8)), []);
+        assert_eq!(narrator.tell(&held(State::Holding), at(9)), [], "a hand-over is no lapse");
+        assert_eq!(narrator.tell(&held(State::Falling), at(10)), [Notice::Down]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use rand::SeedableRng;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use wirevip::clock::{Clock, TokioClock};
-use wirevip::controller::Controller;
+use wirevip::controller::{Controller, Ending};
 use wirevip::controller::actor::{Actor, Inputs, Outputs};
 use wirevip::controller::hub::Whereabouts;
 use wirevip::election::Campaign;
@@ -52,6 +52,8 @@ fn settings() -> Arc<Tunnel> {
 /// One pod: what is in its kernel outlives its process.
 struct Pod {
     name: String,
+    /// One for all pods: walls that differ would be clocks that are wrong.
+    clock: TokioClock,
     kernel: FakePod,
     firewall: FakeFirewall,
     way: wirevip::election::testing::LeaseClient,
@@ -61,20 +63,20 @@ struct Pod {
 
 struct Process {
     actor: JoinHandle<()>,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Option<Ending>>,
     snapshot: watch::Receiver<Snapshot>,
     /// Kept so that the inputs stay.
     _inputs: Box<dyn std::any::Any>,
 }
 
 impl Pod {
-    fn new(number: usize, server: &LeaseServer) -> Self {
+    fn new(number: usize, server: &LeaseServer, clock: TokioClock) -> Self {
         let name = format!("pod-{number}");
-        let clock: Arc<dyn Clock> = Arc::new(TokioClock::new());
         Self {
+            clock,
             way: server.client(&name, number as u64),
             kernel: FakePod::new(),
-            firewall: FakeFirewall::new(clock),
+            firewall: FakeFirewall::new(Arc::new(clock)),
             process: None,
             lives: 0,
             name,
@@ -88,14 +90,14 @@ impl Pod {
             self.firewall.commit(&wirevip::ruleset::Transaction::delete(&table)).unwrap();
         }
         self.lives += 1;
-        let clock = TokioClock::new();
+        let clock = self.clock;
         let elector = Elector::new(Params::default(), self.name.clone()).unwrap();
         let campaign = Campaign::spawn(self.way.clone(), clock, elector, StdRng::seed_from_u64(self.lives));
         let nic = self.kernel.nic().await.unwrap();
         let (settings_tx, settings_rx) = watch::channel(settings());
         let (forwards_tx, forwards_rx) = watch::channel(Some(Arc::default()));
         let (hub_tx, hub_rx) = watch::channel(Whereabouts::from(SocketAddr::from(([192, 0, 2, 1], 51820))));
-        let (stop, stop_rx) = watch::channel(false);
+        let (stop, stop_rx) = watch::channel(None);
         let (snapshot_tx, snapshot) = watch::channel(Snapshot::standby(settings()));
         let inputs = Inputs {
             settings: settings_rx,
@@ -122,7 +124,7 @@ impl Pod {
 
     async fn terminate(&mut self) {
         let process = self.process.take().unwrap();
-        process.stop.send_replace(true);
+        process.stop.send_replace(Some(Ending::HandOver));
         process.actor.await.unwrap();
         assert!(self.clean(), "{} left something behind", self.name);
     }
@@ -149,8 +151,8 @@ struct World {
 
 impl World {
     async fn of(pods: usize) -> Self {
-        let server = LeaseServer::new();
-        let mut world = Self { pods: (0..pods).map(|number| Pod::new(number, &server)).collect(), server };
+        let (server, clock) = (LeaseServer::new(), TokioClock::new());
+        let mut world = Self { pods: (0..pods).map(|number| Pod::new(number, &server, clock)).collect(), server };
         for pod in &mut world.pods {
             pod.start().await;
         }

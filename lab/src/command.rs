@@ -8,6 +8,7 @@ mod bench;
 mod demo;
 mod live;
 mod needs;
+mod referee;
 pub mod screen;
 mod up;
 
@@ -43,6 +44,12 @@ enum Command {
         /// Runs of each kind of takeover.
         #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
         runs: u32,
+    },
+    /// Judge a record of what was said at the hubs, and print it: who had whose turn, and who was heard beside
+    Referee {
+        /// A record that a world left where WIREVIP_RECORDS names a directory, or that a failed test names.
+        #[arg(value_name = "FILE")]
+        record: PathBuf,
     },
     /// Keep a world up to play in, until Ctrl-C
     Up {
@@ -93,15 +100,18 @@ impl WorldArgs {
 /// Reads the command line and does what it says.
 pub fn run() -> Result<ExitCode> {
     let args = Args::parse();
-    if let Some(code) = needs::become_root()? {
-        return Ok(code);
+    if !matches!(args.command, Command::Referee { .. }) {
+        if let Some(code) = needs::become_root()? {
+            return Ok(code);
+        }
+        needs::check()?;
+        heed_signals()?;
     }
-    needs::check()?;
-    heed_signals()?;
     let done = match &args.command {
         Command::Demo { world } => demo::run(world.spec()?),
         Command::Bench { world, runs } => bench::run(world.spec()?, *runs),
         Command::Up { world } => up::run(world.spec()?),
+        Command::Referee { record } => return referee::run(record),
     };
     match done {
         Err(_) if clock::interrupted() => {

@@ -176,6 +176,11 @@ impl Hub {
         self.recorder.heard()
     }
 
+    /// Every WireGuard packet that arrived here or left.
+    pub fn packets(&self) -> Vec<Heard> {
+        self.recorder.all()
+    }
+
     fn wg(&self, words: &[&str], input: Option<&str>) -> Result<String> {
         self.wireguard.as_ref().context("the hub is off")?.wg(words, input)
     }

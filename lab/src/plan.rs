@@ -32,6 +32,8 @@ pub const API: Ipv4Addr = Ipv4Addr::new(10, 10, 0, 5);
 pub const API_SOCKET: SocketAddrV4 = SocketAddrV4::new(API, 6443);
 /// The hub's first WireGuard port; the tunnel at place `i` has `HUB_PORT + i`.
 pub const HUB_PORT: u16 = 51820;
+/// First and last public UDP port that the gateway gives to all who are no sidecars: nobody takes them for one.
+pub const OTHER_PORTS: (u16, u16) = (50_000, 59_999);
 /// The metrics and health port of a sidecar.
 pub const HTTP_PORT: u16 = 9586;
 
@@ -85,7 +87,7 @@ pub fn nat_ports(node: u8) -> (u16, u16) {
 /// The node whose sidecar speaks from this address, as the hub sees it.
 pub fn speaker(seen: SocketAddrV4) -> Option<u8> {
     let node = u8::try_from(seen.port().checked_sub(20_000)? / 100).ok()?;
-    (*seen.ip() == GATEWAY && node > 0).then_some(node)
+    (*seen.ip() == GATEWAY && node > 0 && seen.port() < OTHER_PORTS.0).then_some(node)
 }
 
 #[cfg(test)]
@@ -101,5 +103,7 @@ mod tests {
         }
         assert_eq!(speaker(SocketAddrV4::new(CLIENT, 20_100)), None);
         assert_eq!(speaker(SocketAddrV4::new(GATEWAY, 1024)), None);
+        assert!(nat_ports(200).1 < OTHER_PORTS.0);
+        assert_eq!(speaker(SocketAddrV4::new(GATEWAY, OTHER_PORTS.0)), None);
     }
 }

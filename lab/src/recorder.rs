@@ -1,4 +1,4 @@
-//! Who spoke WireGuard to a hub, and when: every packet that arrives there, with the kernel's own time stamp.
+//! Who spoke WireGuard to a hub, and when: every packet that arrives there or leaves it, with the kernel's own time stamp.
 
 use std::io::IoSliceMut;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -21,35 +21,13 @@ use crate::clock;
 use crate::netns::Netns;
 use crate::plan;
 use crate::processes::locked;
+pub use crate::record::Message;
+use crate::record::{Entry, Packet, What};
 
-/// Message types of WireGuard (whitepaper, section 5.4).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Message {
-    /// 1: a handshake's beginning.
-    Initiation,
-    /// 2: its answer.
-    Response,
-    /// 3: a cookie.
-    Cookie,
-    /// 4: data, or a keepalive if 32 bytes long.
-    Data,
-    /// Anything else; every WireGuard ignores it.
-    Other(u8),
-}
+/// `sll_pkttype` of what this machine sends (linux/if_packet.h).
+const PACKET_OUTGOING: u8 = 4;
 
-impl Message {
-    fn of(kind: u8) -> Self {
-        match kind {
-            1 => Message::Initiation,
-            2 => Message::Response,
-            3 => Message::Cookie,
-            4 => Message::Data,
-            other => Message::Other(other),
-        }
-    }
-}
-
-/// One packet that arrived at the hub's WireGuard port.
+/// One packet at the hub's WireGuard port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Heard {
     /// When, by the kernel's stamp.
@@ -58,16 +36,30 @@ pub struct Heard {
     pub from: SocketAddrV4,
     /// At which of its sockets.
     pub to: SocketAddrV4,
+    /// Did the hub send it?
+    pub outgoing: bool,
     /// What it was.
     pub kind: Message,
     /// Bytes of UDP payload. Merged packets (GRO) count as one.
     pub length: usize,
+    /// The index that its sender gives the session: handshake messages only.
+    pub sender: Option<u32>,
+    /// The index that its receiver gave the session: all but initiations.
+    pub receiver: Option<u32>,
 }
 
 impl Heard {
     /// The node whose sidecar sent it.
     pub fn node(&self) -> Option<u8> {
         plan::speaker(self.from)
+    }
+
+    /// As an entry of a record that began at `zero`.
+    pub fn entry(&self, tunnel: usize, zero: Instant) -> Entry {
+        let Self { at, from, to, outgoing, kind, length, sender, receiver } = *self;
+        let packet = Packet { peer: if outgoing { to } else { from }, kind, length, sender, receiver };
+        let what = if outgoing { What::FromHub(packet) } else { What::ToHub(packet) };
+        Entry { at: at.saturating_duration_since(zero), tunnel, what }
     }
 }
 
@@ -79,12 +71,12 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Records UDP packets that arrive in `netns` for a port in `ports`.
+    /// Records UDP packets that arrive in `netns` for a port in `ports`, and those that leave from one.
     pub fn start(netns: &Netns, ports: std::ops::Range<u16>) -> Result<Self> {
         let packets = netns.run(|| {
-            // ETH_P_IP and not ETH_P_ALL: only what arrives is handed over, nothing that leaves.
+            // ETH_P_ALL and not ETH_P_IP: what leaves is handed over, too.
             let packets =
-                socket(AddressFamily::Packet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::EthIp)
+                socket(AddressFamily::Packet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
                     .context("cannot listen to packets: CAP_NET_RAW is needed")?;
             setsockopt(&packets, ReceiveTimestampns, &true)?;
             setsockopt(&packets, RcvBuf, &(4 << 20))?;
@@ -96,7 +88,8 @@ impl Recorder {
         let (sink, flag) = (Arc::clone(&heard), Arc::clone(&stop));
         let thread = thread::Builder::new().name("recorder".into()).spawn(move || {
             while !flag.load(Ordering::Relaxed) {
-                if let Some(packet) = receive(&packets).filter(|packet| ports.contains(&packet.to.port())) {
+                let own = |packet: &Heard| if packet.outgoing { packet.from } else { packet.to };
+                if let Some(packet) = receive(&packets).filter(|packet| ports.contains(&own(packet).port())) {
                     locked(&sink).push(packet);
                 }
             }
@@ -104,8 +97,13 @@ impl Recorder {
         Ok(Self { heard, stop, thread: Some(thread) })
     }
 
-    /// Everything so far, in the order of arrival.
+    /// All that arrived so far, in order.
     pub fn heard(&self) -> Vec<Heard> {
+        locked(&self.heard).iter().filter(|packet| !packet.outgoing).copied().collect()
+    }
+
+    /// All that arrived or left so far, in order.
+    pub fn all(&self) -> Vec<Heard> {
         locked(&self.heard).clone()
     }
 }
@@ -134,25 +132,38 @@ fn receive(packets: &OwnedFd) -> Option<Heard> {
         _ => None,
     });
     let length = message.bytes;
+    let outgoing = message.address?.pkttype() == PACKET_OUTGOING;
     let at = stamp.map_or_else(clock::now, |since| clock::moment_of(UNIX_EPOCH + since));
-    parse(&bytes[..length], at)
+    parse(&bytes[..length], at, outgoing)
 }
 
-/// Reads IPv4 and UDP headers and WireGuard's type byte; `None` for all else.
-fn parse(packet: &[u8], at: Instant) -> Option<Heard> {
+/// Reads IPv4 and UDP headers, WireGuard's type byte and its indexes; `None` for all else.
+fn parse(packet: &[u8], at: Instant, outgoing: bool) -> Option<Heard> {
     let header = usize::from(packet.first()? & 0x0f) * 4;
     let fragment = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x1fff;
     if packet.first()? >> 4 != 4 || *packet.get(9)? != 17 || fragment != 0 {
         return None;
     }
     let number = |at: usize| Some(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?]));
-    let address = |at: usize| Some(Ipv4Addr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
+    let four = |at: usize| <[u8; 4]>::try_from(packet.get(at..at + 4)?).ok();
+    let address = |at: usize| four(at).map(Ipv4Addr::from);
+    let index = |at: usize| four(header + 8 + at).map(u32::from_le_bytes);
+    let kind = Message::of(*packet.get(header + 8)?);
+    let (sender, receiver) = match kind {
+        Message::Initiation => (index(4), None),
+        Message::Response => (index(4), index(8)),
+        Message::Cookie | Message::Data => (None, index(4)),
+        Message::Other(_) => (None, None),
+    };
     Some(Heard {
         at,
         from: SocketAddrV4::new(address(12)?, number(header)?),
         to: SocketAddrV4::new(address(16)?, number(header + 2)?),
-        kind: Message::of(*packet.get(header + 8)?),
+        outgoing,
+        kind,
         length: usize::from(number(header + 4)?).saturating_sub(8),
+        sender,
+        receiver,
     })
 }
 
@@ -164,16 +175,17 @@ mod tests {
     fn a_keepalive_is_read_from_its_bytes() {
         let mut packet = vec![0x45, 0, 0, 60, 0, 0, 0, 0, 64, 17, 0, 0, 203, 0, 113, 1, 192, 0, 2, 10];
         packet.extend([0x4e, 0x84, 0xca, 0x6c, 0, 40, 0, 0]);
-        packet.extend([4, 0, 0, 0]);
+        packet.extend([4, 0, 0, 0, 0x0d, 0x0c, 0x0b, 0x0a]);
         let at = clock::now();
-        let heard = parse(&packet, at).unwrap();
+        let heard = parse(&packet, at, false).unwrap();
         assert_eq!((heard.kind, heard.length, heard.node()), (Message::Data, 32, Some(1)));
+        assert_eq!((heard.sender, heard.receiver), (None, Some(0x0a0b_0c0d)));
         assert_eq!(
             (heard.from.to_string(), heard.to.to_string()),
             ("203.0.113.1:20100".into(), "192.0.2.10:51820".into())
         );
-        assert_eq!(parse(&packet[..20], at), None);
+        assert_eq!(parse(&packet[..20], at, false), None);
         packet[9] = 6;
-        assert_eq!(parse(&packet, at), None);
+        assert_eq!(parse(&packet, at, false), None);
     }
 }

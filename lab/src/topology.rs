@@ -114,10 +114,12 @@ fn nat_rules(sidecars: u8) -> String {
             plan::GATEWAY
         );
     }
+    let (first, last) = plan::OTHER_PORTS;
     format!(
         "table ip gateway {{
             chain postrouting {{ type nat hook postrouting priority srcnat; policy accept;
                 {ports}
+                oifname wan meta l4proto udp masquerade to :{first}-{last}
                 oifname wan masquerade
             }}
             chain forward {{ type filter hook forward priority filter; policy drop;

@@ -1,12 +1,13 @@
 //! A whole world: brought up in a second, gone without a trace when dropped.
 
 mod cluster;
+mod judged;
 
 use std::net::SocketAddrV4;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use tokio::runtime::Runtime;
@@ -16,7 +17,7 @@ use crate::api::{ApiServer, Kind, Kube, Settings, User};
 use crate::backend::Backend;
 use crate::census::Census;
 use crate::client::{Answer, Client, Proto};
-use crate::clock::until;
+use crate::clock::{now, until};
 use crate::dns::Dns;
 use crate::hub::Hub;
 use crate::keys::KeyPair;
@@ -56,6 +57,8 @@ pub struct WorldSpec {
     pub web: Option<u16>,
     /// Seconds after which the NAT forgets a UDP flow; `None`: as the kernel does (30 s, 120 s for streams).
     pub nat_forgets: Option<u32>,
+    /// Why somebody who is no pod of this world speaks to a hub with a tunnel's key; `None`: nobody may.
+    pub stranger: Option<&'static str>,
 }
 
 impl Default for WorldSpec {
@@ -72,6 +75,7 @@ impl Default for WorldSpec {
             secret: true,
             web: Some(WEB),
             nat_forgets: None,
+            stranger: None,
         }
     }
 }
@@ -125,6 +129,12 @@ impl WorldSpec {
         self
     }
 
+    /// With a stranger who has a tunnel's key, on purpose: the referee judges the pods among themselves.
+    pub fn stranger(mut self, why: &'static str) -> Self {
+        self.stranger = Some(why);
+        self
+    }
+
     /// With more arguments after `run`.
     pub fn args(mut self, args: &[&str]) -> Self {
         self.args.extend(args.iter().map(|arg| (*arg).to_owned()));
@@ -154,6 +164,7 @@ pub struct World {
     pub topology: Topology,
     /// What it was asked to be, with the keys filled in.
     pub spec: WorldSpec,
+    began: Instant,
     processes: Arc<Processes>,
     _runtime: Runtime,
 }
@@ -210,6 +221,7 @@ impl World {
 
     /// Lays the network; starts API server, hubs, backends and DNS. Sidecars are there but not started.
     pub fn lay(mut spec: WorldSpec) -> Result<Self> {
+        let began = now();
         let hubs = u8::try_from(spec.tunnels.len()).context("too many tunnels")?;
         let topology = Topology::lay(spec.nodes, hubs, &spec.backends, spec.pod_mtu)?;
         if let Some(seconds) = spec.nat_forgets {
@@ -263,6 +275,7 @@ impl World {
             nodes,
             topology,
             spec,
+            began,
             processes,
             _runtime: runtime,
         };
@@ -303,11 +316,12 @@ impl World {
         Ok(Census { namespaces: namespaces.collect::<Result<_>>()?, processes: self.processes.ids() })
     }
 
-    /// Takes the world down and insists that nothing of it is left on the machine.
+    /// Has the referee judge what was said at the hubs, takes the world down, and insists that nothing of it is left on
+    /// the machine.
     pub fn finish(self) -> Result<()> {
-        let census = self.census()?;
+        let (census, judged) = (self.census()?, self.judge());
         drop(self);
-        census.expect_gone(Duration::from_secs(5))
+        census.expect_gone(Duration::from_secs(5)).and(judged)
     }
 
     /// All logs of the sidecars, for messages of failed tests.
@@ -323,8 +337,8 @@ fn start_api(spec: &WorldSpec, topology: &Topology) -> Result<ApiServer> {
     ApiServer::start_with(spec.api, &topology.control, plan::API_SOCKET.into(), settings)
 }
 
-/// Plays a scenario in a world of its own: an error or a panic comes with the sidecars' logs, and afterwards nothing
-/// may be left on the machine.
+/// Plays a scenario in a world of its own: an error or a panic comes with the sidecars' logs, and afterwards the referee
+/// must be content and nothing may be left on the machine.
 pub fn play(spec: WorldSpec, scenario: impl FnOnce(&mut World) -> Result<()>) -> Result<()> {
     run(World::start(spec)?, scenario)
 }
@@ -341,6 +355,11 @@ fn run(mut world: World, scenario: impl FnOnce(&mut World) -> Result<()>) -> Res
         Ok(Err(error)) => error,
         // The panic's own text is on stderr already.
         Err(_) => anyhow!("the scenario panicked"),
+    };
+    // What went wrong may have its cause in what the referee saw.
+    let ended = match world.judge() {
+        Ok(()) => ended,
+        Err(judged) => anyhow!("{ended:#}; and {judged:#}"),
     };
     Err(ended.context(world.logs()))
 }

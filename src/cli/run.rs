@@ -57,6 +57,13 @@ pub(super) struct Args {
     /// Who carries the packets: the kernel's WireGuard, or this process over /dev/net/tun.
     #[arg(long, env = "WIREVIP_BACKEND", default_value = "auto")]
     backend: BackendChoice,
+    /// Let a tunnel answer on after its tenure, until a successor has the hub: an API server that is away or a process
+    /// that hangs then costs clients nothing.
+    #[arg(
+        long, env = "WIREVIP_HOLD", default_value_t = true, default_missing_value = "true", num_args = 0..=1,
+        require_equals = true, action = ArgAction::Set, value_name = "true|false"
+    )]
+    hold: bool,
     /// Where /livez, /readyz, /metrics and /status are served.
     #[arg(long, env = "WIREVIP_HTTP_ADDR", default_value = "0.0.0.0:9586", value_name = "ADDRESS:PORT")]
     http_addr: SocketAddr,
@@ -102,6 +109,8 @@ pub struct RunConfig {
     pub service_namespace: Option<String>,
     /// Who carries the packets; `None`: the kernel if it can, else this process.
     pub backend: Option<Backend>,
+    /// May a tunnel answer on after its tenure?
+    pub hold: bool,
     /// Where to serve HTTP.
     pub http_addr: SocketAddr,
 }
@@ -144,6 +153,7 @@ impl Setup {
             control_plane_port,
             service_namespace,
             backend,
+            hold,
             http_addr,
             log_format,
             log_level,
@@ -192,6 +202,7 @@ impl Setup {
                 BackendChoice::Kernel => Some(Backend::Kernel),
                 BackendChoice::Userspace => Some(Backend::Userspace),
             },
+            hold,
             http_addr,
         };
         match log_filter {
@@ -250,6 +261,7 @@ mod tests {
             control_plane_port: 6443,
             service_namespace: None,
             backend: None,
+            hold: true,
             http_addr: ([0, 0, 0, 0], 9586).into(),
         };
         assert_eq!(config(&[]), Ok(expected));
@@ -265,12 +277,13 @@ mod tests {
             "--control-plane-port=443",
             "--service-namespace=apps",
             "--backend=userspace",
+            "--hold=false",
             "--http-addr=[::]:80",
         ];
         let config = config(&given).unwrap();
         assert_eq!(config.election.renew_deadline, Duration::from_secs(10));
         assert_eq!(config.election.retry, Duration::from_millis(1500));
-        assert!(!config.control_plane);
+        assert!(!config.control_plane && !config.hold);
         assert_eq!((config.control_plane_port, config.backend), (443, Some(Backend::Userspace)));
         assert_eq!(config.service_namespace.as_deref(), Some("apps"));
         assert_eq!(config.http_addr.to_string(), "[::]:80");
@@ -296,7 +309,7 @@ mod tests {
             "--http-addr=9586",
             "--log-format=xml",
             "--log-level=wirevip=loud",
-            "--hold=true",
+            "--hold=maybe",
         ] {
             assert!(config(&[flag]).is_err(), "{flag}");
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::hub::Whereabouts;
-use super::{Controller, Drift, Event, Next, Outcome, Step};
+use super::{Controller, Drift, Ending, Event, Next, Outcome, Step};
 use crate::clock::{self, Clock, Moment};
 use crate::election::Gate;
 use crate::election::Leadership;
@@ -39,8 +39,8 @@ pub struct Inputs {
     pub hub: watch::Receiver<Whereabouts>,
     /// The pod's NIC.
     pub nic: watch::Receiver<Nic>,
-    /// True: take all down, give the Lease back, end.
-    pub stop: watch::Receiver<bool>,
+    /// Once it is some: give the Lease back, take all down, end.
+    pub stop: watch::Receiver<Option<Ending>>,
 }
 
 /// What the actor tells.
@@ -60,8 +60,7 @@ pub struct Actor<L, H, F> {
     net: Arc<H>,
     firewall: F,
     clock: Arc<dyn Clock>,
-    /// `None` once it resigns.
-    campaign: Option<Campaign>,
+    campaign: Campaign,
     gate: Gate,
     leadership: watch::Receiver<Leadership>,
     standing: watch::Receiver<Standing>,
@@ -104,7 +103,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             gate: campaign.gate(),
             leadership: campaign.leadership(),
             standing: campaign.standing(),
-            campaign: Some(campaign),
+            campaign,
             inputs,
             outputs,
             takeover: Takeover::default(),
@@ -114,7 +113,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         }
     }
 
-    /// Runs until stopped; then nothing of the tunnel is left in the kernel, and the Lease is given back.
+    /// Runs until stopped; then the Lease is given back, and nothing of the tunnel is left in the kernel.
     pub async fn run(mut self, round: impl Fn()) {
         // The clean-up at start saw to it: nothing of the tunnel is there.
         self.gate.quiet();
@@ -122,12 +121,14 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         let mut resigning = None;
         loop {
             round();
-            if *self.inputs.stop.borrow_and_update()
-                && let Some(campaign) = self.campaign.take()
+            if resigning.is_none()
+                && let Some(ending) = *self.inputs.stop.borrow_and_update()
             {
-                self.controller.handle(Event::Stop, self.clock.now());
-                // Begun at once, so that the Lease is read while the tunnel goes down; the gate makes it wait for that.
-                resigning = Some(tokio::spawn(campaign.resign(RESIGN_WITHIN)));
+                let now = self.clock.now();
+                self.controller.handle(Event::Stop(ending), now);
+                // Begun at once, so that the Lease is read while the tunnel falls silent; the gate makes it wait for that.
+                self.campaign.resign();
+                resigning = Some(now);
             }
             self.take_leadership();
             let now = self.clock.now();
@@ -145,9 +146,9 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             }
         }
         self.publish();
-        if let Some(resigning) = resigning {
-            // It logs what becomes of it, and is bounded by itself.
-            let _ = resigning.await;
+        let left = resigning.map(|began| (began + RESIGN_WITHIN).since(self.clock.now())).unwrap_or_default();
+        if !self.campaign.resigned(left).await {
+            tracing::warn!(tunnel = %self.name(), "the Lease could not be given back in time; it runs out by itself");
         }
     }
 
@@ -238,11 +239,13 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             }
             Step::ArmFence { port, until } => {
                 let left = until.since(self.clock.now());
-                match fence::arm(&name, *port, left) {
+                match fence::lead(&name, *port, left, self.controller.may_hold()) {
                     Some(transaction) => self.firewall.commit(&transaction)?,
                     None => anyhow::bail!("the tenure is over before it could be armed; waiting for the next renewal"),
                 }
             }
+            Step::HoldFence { port } => self.firewall.commit(&fence::hold(&name, *port))?,
+            Step::AskFence => return Ok(Outcome::Foreign(fence::standing(&mut self.firewall, &name)?.silenced)),
             Step::CloseFence => self.firewall.commit(&fence::close(&name))?,
             Step::RemoveFence => {
                 self.count_packets();
@@ -375,7 +378,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             settings: Arc::clone(self.controller.settings()),
             leadership: self.leadership.borrow().clone(),
             state: self.controller.state(now),
-            serves: self.controller.serves(),
+            serves: self.controller.serves(now),
             handshake: self.controller.handshake(),
             peer_since: self.controller.peer_since(),
             traffic: (self.past_traffic.0 + received, self.past_traffic.1 + sent),

@@ -12,12 +12,16 @@ use crate::tunnel::LinkPlan;
 pub(super) enum Fence {
     Absent,
     Closed { port: u16 },
+    /// Answers, and begins nothing. `foreign`: whether another session than ours was seen, once that was asked.
+    Held { port: u16, foreign: Option<bool> },
     Armed { port: u16, until: Moment },
 }
 
 #[derive(Clone, Debug)]
 pub(super) enum Link {
     Absent,
+    /// The device died under us; what was tied to it may still be there.
+    Lost(Arc<LinkPlan>),
     /// Made, but not (or no longer wholly) attached.
     Created(Arc<LinkPlan>),
     Attached(Arc<LinkPlan>),
@@ -31,8 +35,16 @@ pub(super) struct Actual {
     pub(super) fence: Fence,
     pub(super) forwards: Option<(Arc<Forwards>, TableKey)>,
     pub(super) link: Link,
-    /// The plan whose peer the link has.
-    pub(super) peer: Option<Arc<LinkPlan>>,
+    pub(super) peer: Option<Peer>,
+}
+
+/// The link's peer.
+#[derive(Debug)]
+pub(super) struct Peer {
+    /// The plan that it is of.
+    pub(super) plan: Arc<LinkPlan>,
+    /// `leaseTransitions` of the tenure in which its session began: in a later one another may have led in between.
+    pub(super) transitions: i32,
 }
 
 /// Everything but the forwards that the table is rendered from.
@@ -52,7 +64,7 @@ impl Actual {
     /// The link that is there.
     pub(super) fn link(&self) -> Option<&Arc<LinkPlan>> {
         match &self.link {
-            Link::Absent => None,
+            Link::Absent | Link::Lost(_) => None,
             Link::Created(plan) | Link::Attached(plan) => Some(plan),
         }
     }
@@ -63,11 +75,27 @@ impl Actual {
         self.peer = None;
     }
 
+    /// The device is gone, and its peer with it.
+    pub(super) fn lose_link(&mut self) {
+        if let Some(plan) = self.link() {
+            self.link = Link::Lost(Arc::clone(plan));
+        }
+        self.peer = None;
+    }
+
+    /// The link, or what is left of it.
+    pub(super) fn remains(&self) -> Option<&Arc<LinkPlan>> {
+        match &self.link {
+            Link::Lost(plan) => Some(plan),
+            _ => self.link(),
+        }
+    }
+
     /// Takes in what an audit found gone.
     pub(super) fn drifted(&mut self, drift: Drift) {
         let Drift { link, network, forwards, fence } = drift;
         if link {
-            self.unlink();
+            self.lose_link();
         } else if network && let Link::Attached(plan) = &self.link {
             self.link = Link::Created(Arc::clone(plan));
         }

@@ -26,6 +26,15 @@ const SILENCE_ANSWERING: Duration = Duration::from_secs(5);
 const SILENCE_OTHERWISE: Duration = Duration::from_secs(15);
 /// So many probes answered in a row make a hub one that answers.
 const ANSWERS_IN_A_ROW: u8 = 2;
+/// A session that was held is given up when the hub is not heard in it so long after the pod leads on.
+const RESUMED: Duration = READ_AFTER_PROBE;
+/// A hub that a predecessor may still pull back is spoken to this often,
+const INSIST_EVERY: Duration = Duration::from_millis(50);
+/// for so long after the first handshake and after the second. The second makes the hub forget the predecessor's
+/// session (design.md, "Fence and hold").
+const INSIST_FOR: [Duration; 2] = [Duration::from_secs(1), Duration::from_millis(500)];
+/// The second handshake does not count as an interruption for so long.
+const REASSURING: Duration = Duration::from_secs(1);
 
 /// What it is time for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,6 +64,23 @@ pub(super) struct Pulse {
     probe_sent_at: Option<u64>,
     answers: u8,
     given_up: bool,
+    /// The pod leads on after a hold; nothing was heard since.
+    resumed: Option<Moment>,
+    insistence: Insistence,
+}
+
+/// How far the pulse is in winning the hub from a predecessor that did not give its Lease back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Insistence {
+    /// There is nobody to win it from, or it is won.
+    #[default]
+    Needless,
+    /// The next handshake is the first or the second.
+    Next { round: usize },
+    /// Since that handshake the hub is spoken to often.
+    Since { round: usize, handshake: Moment },
+    /// It is time for the second handshake.
+    Again,
 }
 
 impl Pulse {
@@ -63,6 +89,11 @@ impl Pulse {
         // Whether the hub answers probes is a trait of the hub and outlives the peer, unless its silence was a mistake:
         // then it is learned anew, lest a hub that stopped forwarding costs a handshake every 5 s.
         let answers = if self.given_up { 0 } else { self.answers };
+        let insistence = match self.insistence {
+            Insistence::Again => Insistence::Next { round: 1 },
+            Insistence::Since { round, .. } => Insistence::Next { round },
+            other => other,
+        };
         *self = Self {
             peer_since: now,
             heard: now,
@@ -71,10 +102,45 @@ impl Pulse {
             next_kick: now + KICK.0,
             kick_wait: KICK.0,
             answers,
+            insistence,
             // The counters are the link's, and go on.
             stats: LinkStats { handshake_age: None, ..self.stats },
             ..Self::default()
         };
+    }
+
+    /// The link is gone, and all that was known of the hub by it.
+    pub(super) fn unlinked(&mut self) {
+        let insistence = match self.insistence {
+            Insistence::Needless => Insistence::Needless,
+            _ => Insistence::Next { round: 0 },
+        };
+        *self = Self { insistence, ..Self::default() };
+    }
+
+    /// When the counters are to be read next.
+    pub(super) fn next_reading(&self, now: Moment) -> Moment {
+        self.next_read.max(now)
+    }
+
+    /// A predecessor may still be heard: the hub is to be won from it, from the next handshake on.
+    pub(super) fn insist(&mut self) {
+        self.insistence = Insistence::Next { round: 0 };
+    }
+
+    /// The pod leads on with a session that it held: is the hub still there?
+    pub(super) fn resume(&mut self, now: Moment) {
+        self.given_up = false;
+        self.resumed = Some(now);
+        self.heard = now;
+        self.probe_sent_at = None;
+        self.next_probe = now;
+        self.next_read = now + READ_AFTER_PROBE;
+    }
+
+    /// The session is worth nothing any more.
+    pub(super) fn give_up(&mut self) {
+        self.given_up = true;
     }
 
     /// What is due at `now`.
@@ -102,9 +168,21 @@ impl Pulse {
         self.handshake = stats.handshake_age.map(|age| now - age);
         if grew || first_answer {
             self.heard = now;
+            self.resumed = None;
         }
         if first_answer {
             self.next_probe = now;
+            if let Insistence::Next { round } = self.insistence {
+                self.insistence = Insistence::Since { round, handshake: now };
+            }
+        }
+        if let Insistence::Since { round, handshake } = self.insistence
+            && INSIST_FOR.get(round).is_none_or(|length| now.since(handshake) >= *length)
+        {
+            self.insistence = if round == 0 { Insistence::Again } else { Insistence::Needless };
+        }
+        if self.resumed.is_some_and(|since| now.since(since) >= RESUMED) {
+            self.given_up = true;
         }
         if let Some(before) = self.probe_sent_at.take() {
             // A hub that once answers is expected to; its silence is what we look for.
@@ -123,6 +201,7 @@ impl Pulse {
 
     fn read_every(&self, now: Moment) -> Duration {
         match self.answered() {
+            true if self.insists() => INSIST_EVERY,
             true => Duration::from_secs(1),
             false if now.since(self.peer_since) < Duration::from_secs(2) => READ_RISING,
             false => READ_WAITING,
@@ -136,6 +215,11 @@ impl Pulse {
 
     /// A probe left.
     pub(super) fn probed(&mut self, now: Moment) {
+        if self.insists() {
+            // Spoken to be heard, not to be answered.
+            self.next_probe = now + INSIST_EVERY;
+            return;
+        }
         self.probe_sent_at = Some(self.stats.received);
         self.next_probe = now + PROBE_EVERY;
         self.next_read = now + READ_AFTER_PROBE;
@@ -147,9 +231,19 @@ impl Pulse {
         self.next_kick = now + self.kick_wait;
     }
 
-    /// Has the hub gone silent on a session that once worked?
+    fn insists(&self) -> bool {
+        matches!(self.insistence, Insistence::Since { .. })
+    }
+
+    /// Has the hub gone silent on a session that once worked, or is it time to have it forget another?
     pub(super) fn wants_fresh_peer(&self) -> bool {
-        self.given_up
+        self.given_up || self.insistence == Insistence::Again
+    }
+
+    /// Does the hub serve? It does through the second handshake too.
+    pub(super) fn serves(&self, now: Moment) -> bool {
+        let reassuring = self.insistence == Insistence::Next { round: 1 } && now.since(self.peer_since) < REASSURING;
+        self.answered() || reassuring
     }
 
     /// Has the present peer completed a handshake?

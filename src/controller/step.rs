@@ -40,11 +40,18 @@ pub enum Step {
     Inspect,
     /// Look whether link, addresses, rules and tables are still as written.
     Audit(Arc<LinkPlan>),
+    /// Let the fence fall to hold now, as the kernel does by itself when the tenure ends.
+    HoldFence {
+        /// The port that the fence was written for.
+        port: u16,
+    },
+    /// Ask the fence whether it has seen another session than ours of late.
+    AskFence,
     /// Shut the fence now.
     CloseFence,
     /// Remove the link with its addresses, routes and rules.
     RemoveLink(Arc<LinkPlan>),
-    /// Tell the campaign that the kernel has confirmed our silence.
+    /// Tell the campaign that the kernel has confirmed that we speak no more unasked.
     Quiet,
     /// Delete the forwards table, and the conntrack entries with our mark.
     RemoveForwards,
@@ -76,6 +83,8 @@ pub enum Outcome {
     Stats(LinkStats),
     /// To [`Step::Audit`].
     Drift(Drift),
+    /// To [`Step::AskFence`].
+    Foreign(bool),
 }
 
 /// The answer to "what next?".
@@ -100,6 +109,8 @@ impl Step {
             Step::RemoveForwards => ("remove-forwards", "ruleset"),
             Step::RaiseFence { .. } => ("raise-fence", "fence"),
             Step::ArmFence { .. } => ("arm-fence", "fence"),
+            Step::HoldFence { .. } => ("hold-fence", "fence"),
+            Step::AskFence => ("ask-fence", "fence"),
             Step::CloseFence => ("close-fence", "fence"),
             Step::RemoveFence => ("remove-fence", "fence"),
             Step::CreateLink(_) => ("create-link", "tunnel"),

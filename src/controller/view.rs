@@ -14,22 +14,28 @@ use crate::tunnel::{LinkPlan, LinkStats, Nic, Slot};
 impl Controller {
     /// What the tunnel does at `now`.
     pub fn state(&self, now: Moment) -> State {
-        let up = self.tenure_at(now).is_some() && !self.stopping;
-        let clear = self.actual.link().is_none()
+        let up = self.tenure_at(now).is_some() && self.ending.is_none();
+        let clear = self.actual.remains().is_none()
             && self.actual.forwards.is_none()
             && self.actual.fence == Fence::Absent
             && !self.actual.speaking;
         match (up, clear) {
-            (true, _) if self.serves() => State::Leading,
+            (true, _) if self.serves(now) => State::Leading,
             (true, _) => State::Rising,
             (false, true) => State::Standby,
+            (false, false) if self.hold_until(now).is_some() => State::Holding,
             (false, false) => State::Falling,
         }
     }
 
+    /// May the tunnel be held?
+    pub fn may_hold(&self) -> bool {
+        self.hold_as.is_some()
+    }
+
     /// Has the hub answered the present peer, with the table in place?
-    pub fn serves(&self) -> bool {
-        self.actual.forwards.is_some() && matches!(self.actual.link, Link::Attached(_)) && self.pulse.answered()
+    pub fn serves(&self, now: Moment) -> bool {
+        self.actual.forwards.is_some() && matches!(self.actual.link, Link::Attached(_)) && self.pulse.serves(now)
     }
 
     /// The tenure that has not ended at `now`, if we lead.

@@ -17,7 +17,7 @@ use crate::api::client::Connection;
 use crate::cli::run::RunConfig;
 use crate::clock::{BootClock, Clock};
 use crate::controller::actor::{Actor, Inputs as ActorInputs, Outputs};
-use crate::controller::{Controller, hub};
+use crate::controller::{Controller, Ending, hub};
 use crate::election::Campaign;
 use crate::election::Elector;
 use crate::election::lease::KubeLease;
@@ -64,7 +64,7 @@ struct Member {
     slot: Slot,
     settings: watch::Sender<Arc<Tunnel>>,
     forwards: watch::Sender<Option<Arc<Forwards>>>,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Option<Ending>>,
     snapshot: watch::Receiver<Snapshot>,
     actor: JoinHandle<()>,
     /// Ends with the member.
@@ -102,7 +102,7 @@ impl Fleet {
         }
         for (_, member) in std::mem::take(&mut self.members) {
             // Its entries stay: the successor's are the same.
-            self.dismiss(member, std::future::ready(()));
+            self.dismiss(member, Ending::HandOver, std::future::ready(()));
         }
         join_all(self.leaving).await;
     }
@@ -130,7 +130,7 @@ impl Fleet {
                 self.parts.board.remove(name);
                 tracing::info!(tunnel = %name, "left the Secret; taking it down");
                 let retired = self.herald.retire(name, &member.snapshot.borrow());
-                self.dismiss(member, retired);
+                self.dismiss(member, Ending::Removal, retired);
             }
         }
         let names: Vec<_> = self.settings.tunnels().map(|tunnel| tunnel.name.clone()).collect();
@@ -215,7 +215,7 @@ impl Fleet {
         let (forwards, forwards_rx) = watch::channel(None);
         let (whereabouts, hub) = watch::channel(Default::default());
         let (unheard, unheard_rx) = watch::channel(Default::default());
-        let (stop, stop_rx) = watch::channel(false);
+        let (stop, stop_rx) = watch::channel(None);
         let (snapshot, snapshot_rx) = watch::channel(Snapshot::standby(Arc::clone(&tunnel)));
         self.parts.board.add(name.clone(), snapshot_rx.clone());
         let mut resolver = JoinSet::new();
@@ -245,7 +245,10 @@ impl Fleet {
             }
         };
         let ear = self.herald.listen(&name, snapshot_rx.clone());
-        let controller = Controller::new(slot, parts.nic.borrow().clone(), tunnel);
+        let mut controller = Controller::new(slot, parts.nic.borrow().clone(), tunnel);
+        if parts.config.hold {
+            controller = controller.holding(&parts.board.pod().identity);
+        }
         let kernel = (Arc::clone(&parts.links), Arc::clone(&parts.net), firewall);
         let actor = Actor::new(controller, kernel, parts.clock.clone(), campaign, inputs, outputs);
         let (predecessors, board) = (std::mem::take(&mut self.leaving), Arc::clone(&parts.board));
@@ -261,10 +264,10 @@ impl Fleet {
     }
 
     /// Ends a member once `ready`; whoever is enlisted next waits for it.
-    fn dismiss(&mut self, member: Member, ready: impl Future<Output = ()> + Send + 'static) {
+    fn dismiss(&mut self, member: Member, ending: Ending, ready: impl Future<Output = ()> + Send + 'static) {
         self.leaving.push(tokio::spawn(async move {
             ready.await;
-            member.stop.send_replace(true);
+            member.stop.send_replace(Some(ending));
             if let Err(panicked) = member.actor.await {
                 tracing::error!(%panicked, "an actor did not end by itself");
             }

@@ -18,6 +18,7 @@ pub(super) fn renderer(
         for (name, snapshot) in board.snapshots() {
             metrics.tunnel(&name, |tunnel| {
                 tunnel.leader = snapshot.leads(now);
+                tunnel.holding = snapshot.holds();
                 tunnel.tenure_remaining = snapshot.tenure_left(now);
                 tunnel.handshake_age = snapshot.handshake.map(|done| now.since(done));
                 tunnel.forwards = snapshot.forwards.as_ref().map(|forwards| forwards.len());
@@ -29,7 +30,7 @@ pub(super) fn renderer(
                     snapshot.standing.transitions.and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
                 tunnel.clock_skew = snapshot.standing.clock_skew.map(|skew| skew.as_secs_f64());
                 tunnel.fence_dropped_packets = snapshot.fenced_packets;
-                tunnel.traffic(snapshot.traffic.0, snapshot.traffic.1);
+                (tunnel.received_bytes, tunnel.transmitted_bytes) = snapshot.traffic;
             });
         }
         metrics.encode()

@@ -181,6 +181,12 @@ impl Ear {
                 tracing::warn!(tunnel = %name, "{causes}");
                 (Reason::NoHandshake, format!("tunnel {name}: {causes}"))
             }
+            Notice::Holding => {
+                let note = "the tenure ended without a renewal; answers go on until another pod takes the tunnel over or \
+                            the Lease can be renewed; is the API server slow or away?";
+                tracing::warn!(tunnel = %name, "{note}");
+                (Reason::Holding, format!("tunnel {name}: {note}"))
+            }
             Notice::FenceClosed => {
                 let note =
                     "the tenure ended without a renewal, so the kernel closed the fence; is the API server slow?";
@@ -225,7 +231,7 @@ impl Ear {
         };
         if leads {
             self.tell_services(news, &services, role);
-        } else {
+        } else if !seen.holds() {
             self.told.clear();
         }
         let (vip, public_address) = (seen.settings.vip, seen.settings.public_address.clone());

@@ -5,7 +5,7 @@
 //! 1. after its clean-up at start it says [`Gate::quiet`], and when it has all it needs to lead, [`Gate::eligible`];
 //! 2. told [`Leadership::Leading`], it asks [`Gate::speak`], then arms the fence until the tenure's end and raises the
 //!    tunnel; told so again with a later end, it arms the fence again;
-//! 3. told [`Leadership::Following`], it takes the tunnel down and says [`Gate::quiet`].
+//! 3. told [`Leadership::Following`], it lets the fence fall to hold or takes the tunnel down, and says [`Gate::quiet`].
 
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub struct Standing {
     pub takeover: Option<Takeover>,
     /// Why the last request or watch failed, with its causes; `None`: it did not.
     pub trouble: Option<String>,
+    /// After [`Campaign::resign`]: the Lease was given back, or was not ours.
+    pub resigned: bool,
 }
 
 /// A running campaign. Dropped, it ends at once and leaves the Lease to run out.
@@ -74,12 +76,17 @@ impl Campaign {
         self.gate.clone()
     }
 
-    /// Ends the campaign: stops leading at once, gives the Lease back when quiet. After `within` it is left to run out.
-    pub async fn resign(mut self, within: Duration) {
+    /// Stops leading at once and gives the Lease back when quiet. From then on the campaign only looks on, so that a
+    /// successor is seen.
+    pub fn resign(&self) {
         self.gate.set(|state| state.wish = Wish::Resign);
-        if tokio::time::timeout(within, &mut self.task).await.is_err() {
-            tracing::warn!("the Lease could not be given back in time; it runs out by itself");
-        }
+    }
+
+    /// Waits until the Lease is given back, or was not ours; false: not `within` that time, it is left to run out.
+    pub async fn resigned(&self, within: Duration) -> bool {
+        let mut standing = self.standing.clone();
+        let given_back = standing.wait_for(|standing| standing.resigned);
+        matches!(tokio::time::timeout(within, given_back).await, Ok(Ok(_)))
     }
 }
 

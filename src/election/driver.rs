@@ -55,6 +55,8 @@ pub(super) struct Driver<S, C, R> {
     /// Attempt without waiting for what is due.
     prompted: bool,
     fall: Option<Fall>,
+    /// Nothing of ours is in the Lease any more, nor will be: the campaign only looks on.
+    resigned: bool,
     trouble: Option<String>,
     watch_trouble: Option<String>,
 }
@@ -87,6 +89,7 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
             others_first: Moment::default(),
             prompted: true,
             fall: None,
+            resigned: false,
             trouble: None,
             watch_trouble: None,
         }
@@ -101,11 +104,8 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
                 self.under_way = None;
                 self.prompted = true;
             }
-            let over = self.obey(now);
+            self.obey(now);
             self.publish();
-            if over {
-                return;
-            }
             if self.under_way.is_none()
                 && let Some(request) = self.plan(now)
             {
@@ -122,26 +122,27 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
         }
     }
 
-    /// Does as the gate's other side wishes. True: the campaign is over.
-    fn obey(&mut self, now: Moment) -> bool {
+    /// Does as the gate's other side wishes.
+    fn obey(&mut self, now: Moment) {
         let gate = self.gate.clone();
         let state = gate.lock();
         let leading = self.elector.tenure().is_some();
         match state.wish {
-            Wish::Resign if self.fall.is_none() => {
+            Wish::Resign if self.fall.is_none() && !self.resigned => {
                 // An attempt that is cut short may have made the Lease ours.
                 self.elector.abandon();
-                if !self.elector.may_be_ours() {
-                    return true;
+                self.under_way = None;
+                if self.elector.may_be_ours() {
+                    self.begin_fall(now, Duration::ZERO);
+                } else {
+                    self.resigned = true;
                 }
-                self.begin_fall(now, Duration::ZERO);
             }
             Wish::Resign => {}
             Wish::StepDown if leading => self.begin_fall(now, 2 * self.elector.params().retry),
             _ if leading && !state.eligible => self.begin_fall(now, Duration::ZERO),
             _ => {}
         }
-        false
     }
 
     fn begin_fall(&mut self, now: Moment, head_start: Duration) {
@@ -159,6 +160,7 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
             clock_skew: self.elector.clock_skew(),
             takeover: self.elector.takeover(),
             trouble: self.trouble.clone().or_else(|| self.watch_trouble.clone()),
+            resigned: self.resigned,
         };
         self.standing.send_if_modified(|old| replace(old, standing));
         let leadership = match self.elector.tenure() {
@@ -183,6 +185,9 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
 
     /// When the next request is to be sent. `None`: not before something else happens.
     fn due(&self) -> Option<Moment> {
+        if self.resigned {
+            return None;
+        }
         let (quiet, eligible) = {
             let state = self.gate.lock();
             (state.quiet, state.eligible)
@@ -200,7 +205,10 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
         // Without a watch the attempts themselves must look, at the interval that the last one set.
         let told = self.prompted || !self.watching;
         let due = if told { Moment::default() } else { self.elector.due() };
-        Some(due.max(self.earliest).max(self.others_first))
+        let due = due.max(self.earliest).max(self.others_first);
+        // What is only a look at a Lease that is held waits for nobody.
+        let (turn, free) = self.elector.turn();
+        Some(if due.max(self.clock.now()) >= free { due.max(turn) } else { due })
     }
 
     fn plan(&mut self, now: Moment) -> Option<Request> {

@@ -6,6 +6,7 @@
 //! attempt may be made at all (quiet, eligible) is the campaign's to know.
 
 use std::mem;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -13,6 +14,9 @@ use k8s_openapi::api::coordination::v1::Lease;
 use super::view::View;
 use super::{Params, ParamsError, Record, StoreError, Tenure};
 use crate::clock::Moment;
+
+/// So far behind the holder's, a wall clock counts as wrong.
+const BEHIND: SignedDuration = SignedDuration::from_millis(500);
 
 /// A call to make on the Lease.
 #[derive(Clone, PartialEq, Debug)]
@@ -74,6 +78,7 @@ enum Step {
         sent: Moment,
         silent_since: Moment,
         fast: bool,
+        clean: bool,
     },
     ReleaseGetting,
     ReleaseWriting,
@@ -87,6 +92,8 @@ pub struct Elector {
     /// A write of ours may have landed without our knowing.
     uncertain: bool,
     tenure: Option<Tenure>,
+    /// `leaseTransitions` of the present or last tenure.
+    led: Option<i32>,
     takeover: Option<Takeover>,
     skew: Option<SignedDuration>,
     step: Step,
@@ -105,6 +112,7 @@ impl Elector {
             view: View::new(identity),
             uncertain: false,
             tenure: None,
+            led: None,
             takeover: None,
             skew: None,
             step: Step::Idle,
@@ -145,6 +153,15 @@ impl Elector {
     /// most**, since it contains the time the renewal took to get here. Below zero: ours is behind by at least that.
     pub fn clock_skew(&self) -> Option<SignedDuration> {
         self.skew
+    }
+
+    /// When this candidate may go for the Lease, and from when it is free. One whose wall clock is behind its holder's leaves others a head
+    /// start of a retry period: a hub refuses a handshake that is older than the last it saw for a key, without a word,
+    /// and all pods have one key.
+    pub fn turn(&self) -> (Moment, Moment) {
+        let behind = self.skew.is_some_and(|skew| skew <= -BEHIND) && !self.may_be_ours();
+        let free = self.view.free_since();
+        (free + if behind { self.params.retry } else { Duration::ZERO }, free)
     }
 
     /// Whether the Lease names us, or may do so by a write whose answer was lost.
@@ -231,15 +248,17 @@ impl Elector {
                     transitions: old.transitions,
                     ..fresh
                 });
-                self.step = Step::Writing { started, sent: now, silent_since: started, fast: false };
+                // Who may still speak was named in a Lease that we saw.
+                let clean = !self.view.guarded();
+                self.step = Step::Writing { started, sent: now, silent_since: started, fast: false, clean };
                 Verdict::Continue(Request::Create(record))
             }
             (Step::Getting { .. }, Err(_)) => {
                 self.view.blind();
                 Verdict::Done(Outcome::Failed)
             }
-            (Step::Writing { started, sent, silent_since, .. }, Ok(lease)) => {
-                Verdict::Done(self.written(now, started, sent, silent_since, lease))
+            (Step::Writing { started, sent, silent_since, clean, .. }, Ok(lease)) => {
+                Verdict::Done(self.written(now, (started, sent, silent_since), clean, lease))
             }
             (Step::Writing { fast: true, started, .. }, Err(error)) => {
                 self.uncertain |= outcome_unknown(error);
@@ -315,13 +334,22 @@ impl Elector {
         } else {
             Record { transitions: o.record.transitions.saturating_add(1), ..fresh }
         };
+        // Ours without our having led by it: a write whose answer was lost, and so a takeover like any other.
+        let led = self.view.ours().is_some() && self.led == Some(o.record.transitions);
+        let clean = o.record.is_release() || led;
         let request = Request::Replace(Box::new(o.lease.clone()), record);
-        self.step = Step::Writing { started, sent: now, silent_since: o.seen.min(started), fast };
+        self.step = Step::Writing { started, sent: now, silent_since: o.seen.min(started), fast, clean };
         request
     }
 
     /// Our record was written.
-    fn written(&mut self, now: Moment, started: Moment, sent: Moment, silent_since: Moment, lease: Lease) -> Outcome {
+    fn written(
+        &mut self,
+        now: Moment,
+        (started, sent, silent_since): (Moment, Moment, Moment),
+        clean: bool,
+        lease: Lease,
+    ) -> Outcome {
         let held = self.tenure;
         self.absorb(now, lease);
         self.uncertain = false;
@@ -338,8 +366,9 @@ impl Elector {
         if held.is_none() {
             self.takeover = Some(Takeover { silent_since, detected: started, written: now });
         }
-        let since = held.map_or(now, |t| t.since);
-        self.tenure = Some(Tenure { since, until, transitions });
+        let (since, clean) = held.map_or((now, clean), |held| (held.since, held.clean));
+        self.led = Some(transitions);
+        self.tenure = Some(Tenure { since, until, transitions, clean });
         Outcome::Won
     }
 

@@ -68,6 +68,11 @@ impl View {
         self.blind = true;
     }
 
+    /// Has a holder vanished without releasing?
+    pub(super) fn guarded(&self) -> bool {
+        self.guard.is_some()
+    }
+
     /// The Lease is ours now: nobody before us counts any more.
     pub(super) fn forget_guard(&mut self) {
         self.guard = None;
@@ -91,6 +96,12 @@ impl View {
             Some(o) if self.held_by_another() => guard.max(o.seen + o.record.duration()),
             _ => guard,
         }
+    }
+
+    /// Since when the Lease is free, or from when it will be, as far as is known.
+    pub(super) fn free_since(&self) -> Moment {
+        let released = self.observed.as_ref().filter(|o| o.record.holder.is_empty()).map(|o| o.seen);
+        self.held_until().max(released.unwrap_or_default())
     }
 
     /// A read has succeeded. Time in which reads failed does not count as a holder's silence.

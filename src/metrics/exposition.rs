@@ -73,8 +73,9 @@ type Gauge = (&'static str, &'static str, fn(&TunnelMetrics) -> Option<f64>);
 type Counter = (&'static str, &'static str, fn(&TunnelMetrics) -> u64);
 
 #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 forwards")]
-const GAUGES: [Gauge; 6] = [
+const GAUGES: [Gauge; 7] = [
     ("wirevip_leader", "Does this pod lead", |t| Some(f64::from(u8::from(t.leader)))),
+    ("wirevip_holding", "Does this pod answer on without a tenure", |t| Some(f64::from(u8::from(t.holding)))),
     ("wirevip_tenure_remaining_seconds", "Time until the fence closes unless the Lease is renewed", |t| {
         t.tenure_remaining.map(|left| left.as_secs_f64())
     }),
@@ -89,8 +90,8 @@ const GAUGES: [Gauge; 6] = [
 // The encoder adds `_total`.
 const COUNTERS: [Counter; 4] = [
     ("wirevip_lease_transitions", "Changes of leader, as counted in the Lease", |t| t.lease_transitions),
-    ("wirevip_receive_bytes", "Bytes from the hub", |t| t.received.total),
-    ("wirevip_transmit_bytes", "Bytes to the hub", |t| t.transmitted.total),
+    ("wirevip_receive_bytes", "Bytes from the hub", |t| t.received_bytes),
+    ("wirevip_transmit_bytes", "Bytes to the hub", |t| t.transmitted_bytes),
     ("wirevip_fence_dropped_packets", "Packets that the fence held back", |t| t.fence_dropped_packets),
 ];
 

@@ -286,9 +286,11 @@ fn expression(expr: &Expr) -> ListAttribute<ExpressionAttribute> {
         ])
         .into(),
         Expr::Contains { set, key } => lookup(set, *key, None),
-        Expr::Learn { set, key } => {
+        Expr::Learn { set, key, timeout } => {
             const NFT_DYNSET_OP_UPDATE: u32 = 1;
-            other("dynset", vec![text(1, set), number(3, NFT_DYNSET_OP_UPDATE), reg(4, *key)])
+            let mut attributes = vec![text(1, set), number(3, NFT_DYNSET_OP_UPDATE), reg(4, *key)];
+            attributes.extend(timeout.map(|timeout| long(6, milliseconds(timeout))));
+            other("dynset", attributes)
         }
         Expr::Lookup { map, key, to } => lookup(map, *key, Some(register(*to))),
         Expr::VerdictMap { map, key } => lookup(map, *key, Some(Register::Verdict)),
@@ -331,6 +333,20 @@ fn expression(expr: &Expr) -> ListAttribute<ExpressionAttribute> {
                     reg(7, *from),
                 ],
             )
+        }
+        Expr::WriteUdp { offset, len, from } => {
+            const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
+            const NFT_PAYLOAD_CSUM_INET: u32 = 1;
+            const CHECKSUM: u32 = 6;
+            let (csum_type, csum_offset) = (number(6, NFT_PAYLOAD_CSUM_INET), number(7, CHECKSUM));
+            let place = vec![number(2, NFT_PAYLOAD_TRANSPORT_HEADER), number(3, *offset), number(4, *len)];
+            other("payload", [place, vec![reg(5, *from), csum_type, csum_offset]].concat())
+        }
+        Expr::Limit { packets, seconds } => {
+            // One token at most: an unused one is no credit for a burst.
+            const BURST: u32 = 1;
+            const NFT_LIMIT_PKTS: u32 = 0;
+            other("limit", vec![long(1, *packets), long(2, *seconds), number(3, BURST), number(4, NFT_LIMIT_PKTS)])
         }
         Expr::Count(name) => {
             const NFT_OBJECT_COUNTER: u32 = 1;
@@ -411,6 +427,10 @@ fn reg(kind: u16, reg: Reg) -> DefaultNla {
 }
 
 fn number(kind: u16, value: u32) -> DefaultNla {
+    DefaultNla::new(kind, value.to_be_bytes().to_vec())
+}
+
+fn long(kind: u16, value: u64) -> DefaultNla {
     DefaultNla::new(kind, value.to_be_bytes().to_vec())
 }
 

@@ -3,6 +3,7 @@
 //! Only the words that wirevip's tables need. Bytes are as the kernel wants them in its registers: addresses and ports
 //! in network order, all that the kernel computes itself (marks, hashes, conntrack state) in the machine's own order.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A whole table of family `inet`.
@@ -31,7 +32,7 @@ pub struct Set {
     pub timeout: Option<Duration>,
     /// Rules add to it ([`Expr::Learn`]), up to so many elements.
     pub learns: Option<u32>,
-    /// What is in it. A set without timeout never grows beyond these.
+    /// What is in it. A set without timeout never grows beyond these, or beyond one.
     pub elements: Vec<Element>,
 }
 
@@ -178,12 +179,14 @@ pub enum Expr {
         /// First register of the key.
         key: Reg,
     },
-    /// Adds the key to a set that learns, or begins its timeout anew; goes on.
+    /// Adds the key to a set that learns, or begins its timeout anew; goes on. The rule ends here if the set is full.
     Learn {
         /// Name of the set.
         set: String,
         /// First register of the key.
         key: Reg,
+        /// In place of the set's own timeout; whole milliseconds.
+        timeout: Option<Duration>,
     },
     /// Loads what the map holds for the key; the rule ends here if nothing.
     Lookup {
@@ -229,6 +232,22 @@ pub enum Expr {
     Reject(Refusal),
     /// Lowers the TCP option "maximum segment size" to the two bytes in the register; never raises it.
     LowerMss(Reg),
+    /// Overwrites bytes of a UDP packet and mends its checksum, if that is computed already.
+    WriteUdp {
+        /// From here, counted from the beginning of the UDP header.
+        offset: u32,
+        /// So many bytes.
+        len: u32,
+        /// From here.
+        from: Reg,
+    },
+    /// Goes on for so many packets in so many whole seconds, evenly spaced; the rule ends here for the others.
+    Limit {
+        /// Packets.
+        packets: u64,
+        /// In this time.
+        seconds: u64,
+    },
     /// Counts the packet in a named counter.
     Count(String),
     /// Ends, jumps or goes.
@@ -319,7 +338,7 @@ pub enum Step {
     Replace(Table),
     /// The table is not there afterwards, whether it was or not.
     Delete(String),
-    /// The set, one with a timeout, holds exactly these elements afterwards; table and set must be there.
+    /// The set holds exactly these elements afterwards; table and set must be there.
     Refill {
         /// Name of the table.
         table: String,
@@ -367,18 +386,23 @@ impl Table {
         Census {
             chains: self.chains.len(),
             rules: self.chains.iter().map(|chain| chain.rules.len()).sum(),
-            elements: self.sets.iter().filter(|set| set.timeout.is_none()).map(|set| set.elements.len()).sum(),
+            elements: self
+                .sets
+                .iter()
+                .filter(|set| set.timeout.is_none())
+                .map(|set| (set.name.clone(), set.elements.len()))
+                .collect(),
         }
     }
 }
 
 /// How much a table holds. Elements of sets with a timeout are not counted: they come and go.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Census {
     /// Chains.
     pub chains: usize,
     /// Rules of all chains.
     pub rules: usize,
-    /// Elements of all sets without timeout.
-    pub elements: usize,
+    /// Elements of each set without timeout, by its name.
+    pub elements: BTreeMap<String, usize>,
 }

@@ -9,7 +9,7 @@ use netlink_packet_netfilter::nftables::{
 
 use super::conntrack::{self, Forget};
 use super::encode;
-use super::model::{Census, Step, Transaction};
+use super::model::{Census, Step, Table, Transaction};
 use super::netlink::{Channel, attributes, inet};
 use super::{Firewall, FirewallError, PREFIX};
 
@@ -29,8 +29,6 @@ struct Written {
     /// The kernel's number of the table: another one bears another, also under the same name.
     handle: Vec<u8>,
     census: Census,
-    /// Its sets without timeout.
-    sets: Vec<String>,
 }
 
 impl NetlinkFirewall {
@@ -65,8 +63,8 @@ impl NetlinkFirewall {
             .and_then(|found| find(&found, NFTA_TABLE_HANDLE).map(<[u8]>::to_vec)))
     }
 
-    /// Counts what is in the table now.
-    fn census(&mut self, table: &str, sets: &[String]) -> Result<Census, FirewallError> {
+    /// Counts what is in the table now, and in these of its sets.
+    fn census<'a>(&mut self, table: &str, sets: impl IntoIterator<Item = &'a String>) -> Result<Census, FirewallError> {
         let chains = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
         let rules = NfTablesMessage::GetRule(RuleMessage { attributes: vec![RuleAttribute::Table(table.to_owned())] });
         // Attribute 1 is the table's name in both. Older kernels list those of all tables.
@@ -74,39 +72,46 @@ impl NetlinkFirewall {
         let mut census = Census {
             chains: count(self.channel.dump(&inet(chains), "listing chains")?),
             rules: count(self.channel.dump(&inet(rules), "listing rules")?),
-            elements: 0,
+            elements: BTreeMap::new(),
         };
         for set in sets {
-            let attributes = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(set.clone())];
-            let get = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
-            let list = self.channel.dump(&inet(get), "listing a set")?;
-            census.elements += list.iter().map(|message| elements_in(message)).sum::<usize>();
+            let list = self.list(table, set)?;
+            census.elements.insert(set.clone(), list.iter().map(|message| elements_in(message).count()).sum());
         }
         Ok(census)
     }
 
+    /// The elements of a set, message by message.
+    fn list(&mut self, table: &str, set: &str) -> Result<Vec<Vec<u8>>, FirewallError> {
+        let attributes = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(set.to_owned())];
+        let get = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
+        self.channel.dump(&inet(get), "listing a set")
+    }
+
     fn looks_as_written(&mut self, table: &str) -> Result<bool, FirewallError> {
-        let Some((expected, handle, sets)) =
-            self.written.get(table).map(|written| (written.census, written.handle.clone(), written.sets.clone()))
+        let Some((expected, handle)) =
+            self.written.get(table).map(|written| (written.census.clone(), written.handle.clone()))
         else {
             return Ok(false);
         };
-        Ok(self.handle(table)?.is_some_and(|found| found == handle) && self.census(table, &sets)? == expected)
+        let same = self.handle(table)?.is_some_and(|found| found == handle);
+        Ok(same && self.census(table, expected.elements.keys())? == expected)
     }
 
     fn remember(&mut self, step: &Step) -> Result<(), FirewallError> {
         match step {
             Step::Replace(table) => {
-                let lasting = table.sets.iter().filter(|set| set.timeout.is_none());
-                let written = Written {
-                    handle: self.handle(&table.name)?.unwrap_or_default(),
-                    census: table.census(),
-                    sets: lasting.map(|set| set.name.clone()).collect(),
-                };
+                let handle = self.handle(&table.name)?.unwrap_or_default();
+                let written = Written { handle, census: table.census() };
                 self.written.insert(table.name.clone(), written);
             }
             Step::Delete(name) => drop(self.written.remove(name)),
-            Step::Refill { .. } => {}
+            Step::Refill { table, set, elements } => {
+                let lasting = self.written.get_mut(table).and_then(|written| written.census.elements.get_mut(set));
+                if let Some(count) = lasting {
+                    *count = elements.len();
+                }
+            }
         }
         Ok(())
     }
@@ -157,6 +162,28 @@ impl Firewall for NetlinkFirewall {
         Ok(this)
     }
 
+    fn adopt(&mut self, table: &Table) -> Result<bool, FirewallError> {
+        let Some(handle) = self.handle(&table.name)? else { return Ok(false) };
+        let (expected, present) = (table.census(), self.census(&table.name, table.census().elements.keys())?);
+        let same = (expected.chains, expected.rules) == (present.chains, present.rules);
+        if same {
+            self.sound = None;
+            self.written.insert(table.name.clone(), Written { handle, census: present });
+        }
+        Ok(same)
+    }
+
+    fn members(&mut self, table: &str, set: &str) -> Result<Vec<Vec<u8>>, FirewallError> {
+        const NFTA_SET_ELEM_KEY: u16 = 1;
+        const NFTA_DATA_VALUE: u16 = 1;
+        let list = self.list(table, set)?;
+        list.iter()
+            .flat_map(|message| elements_in(message))
+            .map(|element| Some(find(find(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?.to_vec()))
+            .collect::<Option<_>>()
+            .ok_or(FirewallError::Garbled { what: "a set" })
+    }
+
     fn counted(&mut self, table: &str, counter: &str) -> Result<u64, FirewallError> {
         const NFTA_OBJ_DATA: u16 = 4;
         const NFTA_COUNTER_PACKETS: u16 = 2;
@@ -185,7 +212,7 @@ fn text(bytes: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(bytes.strip_suffix(&[0])?).into_owned())
 }
 
-fn elements_in(message: &[u8]) -> usize {
+fn elements_in(message: &[u8]) -> impl Iterator<Item = &[u8]> {
     const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
-    find(message, NFTA_SET_ELEM_LIST_ELEMENTS).map_or(0, |list| attributes(list).count())
+    attributes(find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default()).map(|(_, element)| element)
 }

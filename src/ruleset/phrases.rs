@@ -94,6 +94,18 @@ pub(crate) fn udp_begins(byte: u8) -> Vec<Expr> {
     vec![Expr::Payload { base: Header::Transport, offset: UDP_HEADER, len: 1, to: R0 }, Expr::Equal(R0, vec![byte])]
 }
 
+/// UDP with so many bytes of payload, and no more: of several messages that the kernel has yet to part, all count.
+pub(crate) fn udp_holds(bytes: u16) -> Vec<Expr> {
+    const LENGTH: u32 = 4;
+    let length = (8 + bytes).to_be_bytes().to_vec();
+    vec![Expr::Payload { base: Header::Transport, offset: LENGTH, len: 2, to: R0 }, Expr::Equal(R0, length)]
+}
+
+/// Makes this the first byte of a UDP payload.
+pub(crate) fn udp_begin_with(byte: u8) -> Vec<Expr> {
+    vec![Expr::Load(R0, vec![byte]), Expr::WriteUdp { offset: UDP_HEADER, len: 1, from: R0 }]
+}
+
 /// Loads the four bytes of UDP payload from `offset` on.
 pub(crate) fn udp_word(offset: u32) -> Expr {
     Expr::Payload { base: Header::Transport, offset: UDP_HEADER + offset, len: 4, to: R0 }

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::conntrack::{Entry, Forget};
 use super::model::{Element, Step, Table, Transaction};
 use super::{Firewall, FirewallError, PREFIX, fence_table};
 use crate::clock::{Clock, Moment};
+use crate::fence;
 use crate::secret::TunnelName;
 
 /// How a tunnel's fence stands.
@@ -14,10 +16,17 @@ use crate::secret::TunnelName;
 pub enum FenceState {
     /// There is none: all may pass.
     Absent,
-    /// Nothing may pass.
+    /// Nothing may leave.
     Closed,
-    /// All may pass until then.
-    Open(Moment),
+    /// Answers may leave.
+    Hold,
+    /// All may leave until then; what comes after is hold, or closed.
+    Lead {
+        /// For ever, if none.
+        until: Option<Moment>,
+        /// Hold comes next.
+        then_hold: bool,
+    },
 }
 
 /// Clones share one set of tables, as processes in one network namespace do.
@@ -32,8 +41,8 @@ struct Kernel {
     tables: BTreeMap<String, Table>,
     /// What was committed last, as opposed to what is there.
     written: BTreeMap<String, Table>,
-    /// When elements of sets with timeout go: by table and set.
-    timed: BTreeMap<(String, String), Vec<(Element, Moment)>>,
+    /// Elements that came after their table, and when they go if they do: by table and set.
+    added: BTreeMap<(String, String), Vec<(Element, Option<Moment>)>>,
     counters: BTreeMap<(String, String), u64>,
     entries: Vec<Entry>,
     failing: bool,
@@ -45,9 +54,9 @@ impl FakeFirewall {
         Self { clock, kernel: Arc::default() }
     }
 
-    /// May the tunnel's socket speak now? True also where no fence is, as in the kernel.
+    /// May the tunnel's socket speak freely now? True also where no fence is, as in the kernel.
     pub fn open(&self, tunnel: &TunnelName) -> bool {
-        self.fence(tunnel) != FenceState::Closed
+        matches!(self.fence(tunnel), FenceState::Absent | FenceState::Lead { .. })
     }
 
     /// How the tunnel's fence stands now.
@@ -57,8 +66,27 @@ impl FakeFirewall {
         if !kernel.tables.contains_key(&name) {
             return FenceState::Absent;
         }
-        let elements = kernel.timed.iter().filter(|((table, _), _)| *table == name).flat_map(|(_, all)| all);
-        elements.map(|(_, end)| *end).max().filter(|end| now < *end).map_or(FenceState::Closed, FenceState::Open)
+        let holds = !kernel.members(&name, fence::HOLD, now).is_empty();
+        let leads = kernel.added.get(&(name, fence::LEAD.to_owned())).into_iter().flatten().map(|(_, end)| *end);
+        let leads: Vec<_> = leads.filter(|end| end.is_none_or(|end| now < end)).collect();
+        let until = if leads.contains(&None) { None } else { leads.iter().flatten().max().copied() };
+        match (leads.is_empty(), holds) {
+            (false, then_hold) => FenceState::Lead { until, then_hold },
+            (true, true) => FenceState::Hold,
+            (true, false) => FenceState::Closed,
+        }
+    }
+
+    /// May it still answer once it may speak freely no more?
+    pub fn holds(&self, tunnel: &TunnelName) -> bool {
+        !self.kernel().members(&fence_table(tunnel), fence::HOLD, self.clock.now()).is_empty()
+    }
+
+    /// A packet teaches a set this key, for so long.
+    pub fn learn(&self, table: &str, set: &str, key: &[u8], timeout: Duration) {
+        let element = Element { key: key.to_vec(), value: None, timeout: Some(timeout) };
+        let end = self.clock.now() + timeout;
+        self.kernel().added.entry((table.to_owned(), set.to_owned())).or_default().push((element, Some(end)));
     }
 
     /// The table as it is.
@@ -69,7 +97,7 @@ impl FakeFirewall {
     /// An outsider deletes a table.
     pub fn delete_behind_our_back(&self, name: &str) {
         self.kernel().tables.remove(name);
-        self.kernel().timed.retain(|(table, _), _| table != name);
+        self.kernel().added.retain(|(table, _), _| table != name);
     }
 
     /// A flow enters conntrack.
@@ -105,8 +133,13 @@ impl FakeFirewall {
 impl Kernel {
     fn clear(&mut self, name: &str) {
         self.tables.remove(name);
-        self.timed.retain(|(table, _), _| table != name);
+        self.added.retain(|(table, _), _| table != name);
         self.counters.retain(|(table, _), _| table != name);
+    }
+
+    fn members(&self, table: &str, set: &str, now: Moment) -> Vec<Vec<u8>> {
+        let all = self.added.get(&(table.to_owned(), set.to_owned())).into_iter().flatten();
+        all.filter(|(_, end)| end.is_none_or(|end| now < end)).map(|(element, _)| element.key.clone()).collect()
     }
 
     /// What the kernel would refuse, before anything is changed: a set that is not there.
@@ -152,8 +185,8 @@ impl Firewall for FakeFirewall {
                     kernel.written.remove(name);
                 }
                 Step::Refill { table, set, elements } => {
-                    let timed = elements.iter().filter_map(|e| Some((e.clone(), now + e.timeout?))).collect();
-                    kernel.timed.insert((table.clone(), set.clone()), timed);
+                    let added = elements.iter().map(|e| (e.clone(), e.timeout.map(|timeout| now + timeout))).collect();
+                    kernel.added.insert((table.clone(), set.clone()), added);
                 }
             }
         }
@@ -167,6 +200,20 @@ impl Firewall for FakeFirewall {
     fn intact(&mut self, table: &str) -> Result<bool, FirewallError> {
         let kernel = self.working()?;
         Ok(kernel.written.contains_key(table) && kernel.written.get(table) == kernel.tables.get(table))
+    }
+
+    fn adopt(&mut self, table: &Table) -> Result<bool, FirewallError> {
+        let mut kernel = self.working()?;
+        let same = kernel.tables.get(&table.name) == Some(table);
+        if same {
+            kernel.written.insert(table.name.clone(), table.clone());
+        }
+        Ok(same)
+    }
+
+    fn members(&mut self, table: &str, set: &str) -> Result<Vec<Vec<u8>>, FirewallError> {
+        let now = self.clock.now();
+        Ok(self.working()?.members(table, set, now))
     }
 
     fn counted(&mut self, table: &str, counter: &str) -> Result<u64, FirewallError> {

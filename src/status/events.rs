@@ -49,6 +49,8 @@ pub enum Reason {
     NoBackends,
     /// The Service is forwarded.
     Forwarded,
+    /// The tenure ended before it was renewed, and answers go on.
+    Holding,
     /// The tenure ended before it was renewed.
     FenceClosed,
     /// Another program uses the tunnel's key.
@@ -66,6 +68,7 @@ impl Reason {
             Reason::PortConflict => "PortConflict",
             Reason::NoBackends => "NoBackends",
             Reason::Forwarded => "Forwarded",
+            Reason::Holding => "Holding",
             Reason::FenceClosed => "FenceClosed",
             Reason::SecondSpeaker => "SecondSpeaker",
         }
@@ -76,7 +79,7 @@ impl Reason {
         match self {
             Reason::TunnelUp | Reason::TunnelDown | Reason::NoHandshake | Reason::SecondSpeaker => "Tunnel",
             Reason::InvalidConfiguration => "Configure",
-            Reason::ClockSkew | Reason::FenceClosed => "Elect",
+            Reason::ClockSkew | Reason::Holding | Reason::FenceClosed => "Elect",
             Reason::PortConflict | Reason::NoBackends | Reason::Forwarded => "Forward",
         }
     }

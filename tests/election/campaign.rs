@@ -220,7 +220,8 @@ async fn a_lease_is_not_released_while_the_tunnel_may_speak() {
     until("it leads", SECOND, || leads(&campaign)).await;
     assert!(gate.speak());
     let clock = TokioClock::new();
-    campaign.resign(3 * SECOND).await;
+    campaign.resign();
+    campaign.resigned(3 * SECOND).await;
     assert!(wirevip::clock::Clock::now(&clock).since_boot() >= 3 * SECOND);
     tokio::time::sleep(SECOND).await;
     assert_eq!(holder(&server), "a", "it runs out");
@@ -324,7 +325,8 @@ async fn an_update_that_hangs_is_given_up_for_the_release() {
     campaign.gate().quiet();
     campaign.gate().eligible(true);
     until("update 4", 20 * SECOND, || updates.load(Ordering::Relaxed) == 4).await;
-    campaign.resign(SECOND).await;
+    campaign.resign();
+    campaign.resigned(SECOND).await;
     let expected = ["get", "create", "update", "get", "update", "update", "get", "update", "get", "update"];
     assert_eq!(calls_of(&server, "a"), expected);
     assert_eq!(holder(&server), "");
@@ -349,7 +351,8 @@ async fn a_get_that_hangs_is_given_up_for_the_release() {
     campaign.gate().quiet();
     campaign.gate().eligible(true);
     until("get 4", 30 * SECOND, || gets.load(Ordering::Relaxed) == 4).await;
-    campaign.resign(SECOND).await;
+    campaign.resign();
+    campaign.resigned(SECOND).await;
     assert_eq!(holder(&server), "");
 }
 
@@ -363,7 +366,8 @@ async fn a_lease_won_by_a_write_whose_answer_was_lost_is_given_back_too() {
     campaign.gate().eligible(true);
     until("it landed", SECOND, || holder(&server) == "a").await;
     assert!(!leads(&campaign));
-    campaign.resign(SECOND).await;
+    campaign.resign();
+    campaign.resigned(SECOND).await;
     assert_eq!(holder(&server), "");
 }
 
@@ -413,4 +417,31 @@ async fn of_many_that_see_one_release_one_leads_and_the_others_learn_it() {
     for other in &others {
         assert_eq!(other.campaign.standing().borrow().holder, Some(leader.clone()));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_whose_clock_is_behind_lets_another_go_first_and_goes_if_there_is_none() {
+    let server = LeaseServer::new();
+    let witness = Witness::default();
+    let honest = Skewed::honest();
+    let start = |name: &str, wall_off| {
+        let clock = Skewed { wall_off, ..honest.clone() };
+        Candidate::start(server.client(name, 1), &witness, name, clock, Params::default(), Duration::ZERO)
+    };
+    let a = start("a", 0);
+    until("the first leads", SECOND, || a.leads()).await;
+    let behind = start("behind", -3);
+    // It has seen renewals, and so how far it is behind.
+    tokio::time::sleep(3 * SECOND).await;
+    let right = start("right", 0);
+    // Farther from the API, so that it would come too late in a race.
+    right.client.weather(Weather { latency: ms(100)..ms(110), ..Weather::default() });
+    tokio::time::sleep(3 * SECOND).await;
+    assert!(a.resign(SECOND).await);
+    until("the one with the right clock leads", SECOND, || right.leads()).await;
+    // A crash: both see the same end of the Lease.
+    drop(right.kill());
+    let died = tokio::time::Instant::now();
+    until("the one that is behind leads for want of another", 8 * SECOND, || behind.leads()).await;
+    assert!(died.elapsed() >= 5 * SECOND, "{:?}", died.elapsed());
 }

@@ -138,7 +138,8 @@ impl Candidate {
     /// Ends the process as SIGTERM does; true if the tunnel was down in time.
     pub async fn resign(self, within: Duration) -> bool {
         let Self { campaign, controller, tunnel, .. } = self;
-        campaign.resign(within).await;
+        campaign.resign();
+        campaign.resigned(within).await;
         drop(controller);
         !tunnel.up()
     }

@@ -12,7 +12,7 @@ use lab::sidecar::NAMESPACE;
 use lab::{World, play, play_unstarted};
 use serde_json::{Value, json};
 
-use crate::{LATER, LEASE, SOON, expect_silence, spec};
+use crate::{LATER, LEASE, SOON, expect_silence, spec, strict};
 
 crate::scenarios!(
     a_deleted_lease_is_made_again_by_its_leader_without_a_lost_packet,
@@ -88,7 +88,7 @@ fn a_deleted_lease_is_made_again_by_its_leader_without_a_lost_packet(api: Kind) 
 }
 
 fn a_lease_that_names_another_silences_the_leader_at_once(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
+    play(strict(api), |world| {
         let (probe, leader) = steady(world)?;
         let event = now();
         until("the Lease overwritten", SOON, || {
@@ -170,7 +170,7 @@ fn an_api_that_comes_late_is_served(api: Kind) -> Result<()> {
 }
 
 fn after_an_outage_a_leader_serves_and_knows_what_changed(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
+    play(strict(api), |world| {
         let (probe, leader) = steady(world)?;
         let event = now();
         world.api.stop()?;
@@ -193,7 +193,7 @@ fn after_an_outage_a_leader_serves_and_knows_what_changed(api: Kind) -> Result<(
 }
 
 fn a_standby_keeps_quiet_while_the_api_is_away(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
+    play(strict(api), |world| {
         let (_probe, leader) = steady(world)?;
         let event = now();
         world.api.stop()?;
@@ -239,7 +239,7 @@ fn a_renewal_whose_reply_is_lost_changes_nothing(api: Kind) -> Result<()> {
 }
 
 fn an_api_that_hangs_makes_nobody_speak_out_of_turn(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
+    play(strict(api), |world| {
         let (probe, leader) = steady(world)?;
         let event = now();
         world.api.freeze()?;

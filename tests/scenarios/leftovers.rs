@@ -8,9 +8,9 @@ use lab::api::{Kind, Resource};
 use lab::client::Proto;
 use lab::clock::{now, until};
 use lab::sidecar::{NAMESPACE, Sidecar};
-use lab::{World, objects, play, play_unstarted};
+use lab::{World, WorldSpec, objects, play, play_unstarted};
 
-use crate::{LATER, LEASE, SOON, expect_silence, spec};
+use crate::{LATER, LEASE, SOON, expect_silence, spec, strict};
 
 crate::scenarios!(
     a_standby_that_stops_leaves_nothing,
@@ -46,8 +46,8 @@ fn expect_all_of_it(sidecar: &Sidecar, before: &[String]) -> Result<()> {
 }
 
 /// A world whose pods' networks were looked at before anything ran in them.
-fn world_with_record(api: Kind, scenario: impl FnOnce(&mut World, &[Vec<String>]) -> Result<()>) -> Result<()> {
-    play_unstarted(spec(api), |world| {
+fn world_with_record(spec: WorldSpec, scenario: impl FnOnce(&mut World, &[Vec<String>]) -> Result<()>) -> Result<()> {
+    play_unstarted(spec, |world| {
         let before: Vec<Vec<String>> = world.sidecars.iter().map(Sidecar::traces).collect::<Result<_>>()?;
         scenario(world, &before)
     })
@@ -68,7 +68,7 @@ fn at(node: u8) -> usize {
 }
 
 fn a_standby_that_stops_leaves_nothing(api: Kind) -> Result<()> {
-    world_with_record(api, |world, before| {
+    world_with_record(spec(api), |world, before| {
         let standby = up(world)? % 3 + 1;
         world.sidecar(standby)?.stop(SOON)?;
         expect_clean(world.sidecar(standby)?, &before[at(standby)], Duration::ZERO)
@@ -76,7 +76,7 @@ fn a_standby_that_stops_leaves_nothing(api: Kind) -> Result<()> {
 }
 
 fn a_leader_that_stops_leaves_nothing_and_gives_the_lease_back_when_silent(api: Kind) -> Result<()> {
-    world_with_record(api, |world, before| {
+    world_with_record(strict(api), |world, before| {
         let leader = up(world)?;
         let others: Vec<u8> = [1, 2, 3].into_iter().filter(|node| *node != leader).collect();
         for node in &others {
@@ -95,7 +95,7 @@ fn a_leader_that_stops_leaves_nothing_and_gives_the_lease_back_when_silent(api: 
 }
 
 fn a_rising_leader_that_stops_leaves_nothing(api: Kind) -> Result<()> {
-    world_with_record(api, |world, before| {
+    world_with_record(spec(api), |world, before| {
         world.hubs[0].silence(true)?;
         world.start_sidecars()?;
         let rising = world.wait_leader(0, None, LATER)?;
@@ -110,7 +110,7 @@ fn a_rising_leader_that_stops_leaves_nothing(api: Kind) -> Result<()> {
 }
 
 fn a_leader_that_stops_as_it_loses_its_lease_leaves_nothing(api: Kind) -> Result<()> {
-    world_with_record(api, |world, before| {
+    world_with_record(spec(api), |world, before| {
         let leader = up(world)?;
         until("the Lease overwritten", SOON, || {
             let mut lease = world.kube.get(Resource::Lease, NAMESPACE, &world.spec.tunnels[0].lease())?;
@@ -126,7 +126,7 @@ fn a_leader_that_stops_as_it_loses_its_lease_leaves_nothing(api: Kind) -> Result
 }
 
 fn a_leader_that_stops_while_the_api_is_away_leaves_nothing(api: Kind) -> Result<()> {
-    world_with_record(api, |world, before| {
+    world_with_record(spec(api), |world, before| {
         let leader = up(world)?;
         world.api.stop()?;
         let event = world.sidecar(leader)?.sigterm()?;
@@ -142,7 +142,7 @@ fn a_leader_that_stops_while_the_api_is_away_leaves_nothing(api: Kind) -> Result
 }
 
 fn a_falling_leader_that_is_told_twice_leaves_nothing_for_long(api: Kind) -> Result<()> {
-    world_with_record(api, |world, before| {
+    world_with_record(spec(api), |world, before| {
         let leader = up(world)?;
         let sidecar = world.sidecar(leader)?;
         let event = sidecar.sigterm()?;
@@ -158,7 +158,7 @@ fn a_falling_leader_that_is_told_twice_leaves_nothing_for_long(api: Kind) -> Res
 }
 
 fn a_killed_leader_cleans_up_at_its_next_start_without_the_api(api: Kind) -> Result<()> {
-    world_with_record(api, |world, before| {
+    world_with_record(spec(api), |world, before| {
         let leader = up(world)?;
         let event = world.sidecar(leader)?.sigkill()?;
         let left = world.sidecar(leader)?.traces()?;

@@ -12,12 +12,14 @@ mod events;
 mod flows;
 mod forwarding;
 mod healing;
+mod hold;
 mod hub;
 mod isolation;
 mod kubectl;
 mod leftovers;
 mod live_secret;
 mod metrics;
+mod referee;
 mod rights;
 mod seen;
 mod status;
@@ -44,6 +46,11 @@ const SETTLE: Duration = Duration::from_millis(300);
 /// The usual world: three nodes, three backends, one tunnel, Service `default/web`.
 fn spec(api: Kind) -> WorldSpec {
     WorldSpec::default().bin(env!("CARGO_BIN_EXE_wirevip")).api(api)
+}
+
+/// The same without hold: nothing is heard of a pod after its tenure.
+fn strict(api: Kind) -> WorldSpec {
+    spec(api).args(&["--hold=false"])
 }
 
 /// Names scenarios `fn(Kind) -> Result<()>` as tests, once for each API server; more that they need, if anything, is

@@ -21,8 +21,9 @@ crate::scenarios!(
 const WG0: &str = r#"{tunnel="wg0"}"#;
 
 /// The contract's list of what each tunnel has; true: a counter, which is never NaN.
-const PER_TUNNEL: [(&str, bool); 11] = [
+const PER_TUNNEL: [(&str, bool); 12] = [
     ("wirevip_leader", false),
+    ("wirevip_holding", false),
     ("wirevip_lease_transitions_total", true),
     ("wirevip_tenure_remaining_seconds", false),
     ("wirevip_handshake_age_seconds", false),

@@ -115,7 +115,7 @@ fn restart_unheard(world: &mut lab::World, leader: u8) -> Result<()> {
 fn a_second_program_with_the_key_is_told_once_and_takeovers_and_a_new_hub_are_not_taken_for_one(
     api: Kind,
 ) -> Result<()> {
-    play(spec(api), |world| {
+    play(spec(api).stranger("the second program with the key"), |world| {
         let told = |world: &lab::World| -> Result<usize> {
             Ok(world.events()?.iter().filter(|event| event.starts_with("SecondSpeaker")).count())
         };

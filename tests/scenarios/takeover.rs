@@ -1,5 +1,6 @@
 //! A leader goes, another comes: nobody speaks at the same time (I1), and the client soon has answers again (I9).
-//! Gaps are printed, not asserted to the millisecond: `make bench` measures them.
+//! All with `--hold=false`; what hold changes is in `hold`. Gaps are printed, not asserted to the millisecond: `make
+//! bench` measures them.
 
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use lab::recorder::Message;
 use lab::takeover::Takeover;
 use lab::{World, plan, play};
 
-use crate::{LATER, LEASE, SOON, apart, expect_one_speaker, expect_silence, spec, stands_by};
+use crate::{LATER, LEASE, SOON, apart, expect_one_speaker, expect_silence, stands_by, strict};
 
 crate::scenarios!(
     a_leader_that_is_asked_to_stop_hands_over,
@@ -44,7 +45,7 @@ fn takeover(world: &World, probe: &Probe, leader: u8, event: Instant, what: &str
 }
 
 fn a_leader_that_is_asked_to_stop_hands_over(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
+    play(strict(api), |world| {
         let (probe, leader) = steady(world)?;
         let event = world.sidecar(leader)?.sigterm()?;
         let takeover = takeover(world, &probe, leader, event, "SIGTERM")?;
@@ -57,7 +58,7 @@ fn a_leader_that_is_asked_to_stop_hands_over(api: Kind) -> Result<()> {
 }
 
 fn a_killed_leader_is_replaced_after_its_lease(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
+    play(strict(api), |world| {
         let (probe, leader) = steady(world)?;
         let event = world.sidecar(leader)?.sigkill()?;
         takeover(world, &probe, leader, event, "SIGKILL")?;
@@ -66,7 +67,7 @@ fn a_killed_leader_is_replaced_after_its_lease(api: Kind) -> Result<()> {
 }
 
 fn a_killed_leader_that_is_restarted_leads_again_at_once(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
+    play(strict(api), |world| {
         let (probe, leader) = steady(world)?;
         let transitions = world.lease(0)?.context("no Lease")?.transitions;
         let event = now();
@@ -80,7 +81,7 @@ fn a_killed_leader_that_is_restarted_leads_again_at_once(api: Kind) -> Result<()
 }
 
 fn a_leader_cut_off_from_everything_is_replaced_and_stands_by_afterwards(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
+    play(strict(api), |world| {
         let (probe, leader) = steady(world)?;
         let event = now();
         let node = &world.nodes[usize::from(leader)];
@@ -96,7 +97,7 @@ fn a_leader_cut_off_from_everything_is_replaced_and_stands_by_afterwards(api: Ki
 }
 
 fn a_leader_cut_off_from_the_api_is_silent_before_another_speaks(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
+    play(strict(api), |world| {
         let (probe, leader) = steady(world)?;
         let event = now();
         let node = &world.nodes[usize::from(leader)];
@@ -112,7 +113,7 @@ fn a_leader_cut_off_from_the_api_is_silent_before_another_speaks(api: Kind) -> R
 }
 
 fn a_frozen_leader_is_silent_and_stands_by_when_it_wakes(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
+    play(strict(api), |world| {
         let (probe, leader) = steady(world)?;
         let event = world.sidecar(leader)?.freeze()?;
         let takeover = takeover(world, &probe, leader, event, "SIGSTOP")?;
@@ -128,7 +129,7 @@ fn a_frozen_leader_is_silent_and_stands_by_when_it_wakes(api: Kind) -> Result<()
 }
 
 fn beside_a_frozen_leader_nobody_can_speak_in_its_name(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
+    play(strict(api), |world| {
         let leader = world.wait_leader(0, None, SOON)?;
         let sidecar = world.sidecar(leader)?;
         let from = SocketAddrV4::new(plan::sidecar(leader), 51820);
@@ -151,7 +152,7 @@ fn beside_a_frozen_leader_nobody_can_speak_in_its_name(api: Kind) -> Result<()> 
 }
 
 fn a_udp_flow_that_never_pauses_is_answered_by_the_successor(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
+    play(strict(api), |world| {
         // The same source port all along: a flow that entered conntrack untranslated would stay lost for good.
         let (probe, first) = steady(world)?;
         let mut leader = first;
@@ -168,7 +169,7 @@ fn a_udp_flow_that_never_pauses_is_answered_by_the_successor(api: Kind) -> Resul
 }
 
 fn a_tcp_connection_of_the_old_leader_is_reset_and_not_left_hanging(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
+    play(strict(api), |world| {
         let long = Probe::start(&world.topology.client, world.web(), ProbeKind::TcpLong)?;
         long.steady_since(now(), 100, SOON)?;
         let leader = world.wait_leader(0, None, SOON)?;
@@ -181,7 +182,7 @@ fn a_tcp_connection_of_the_old_leader_is_reset_and_not_left_hanging(api: Kind) -
 }
 
 fn ten_takeovers_in_a_row_end_well(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
+    play(strict(api), |world| {
         let (probe, mut leader) = steady(world)?;
         for round in 0..10 {
             let event = world.sidecar(leader)?.sigterm()?;

@@ -13,7 +13,7 @@ use lab::sidecar::NAMESPACE;
 use lab::{World, play};
 use nix::sys::signal::Signal;
 
-use crate::{LATER, LEASE, SOON, spec, stands_by};
+use crate::{LATER, LEASE, SOON, stands_by, strict};
 
 crate::scenarios!(
     "needs root and client-go's elector", "needs root, kube-apiserver and client-go's elector":
@@ -116,7 +116,7 @@ fn ours_leads(world: &World, probe: &Probe, event: Instant, what: &str) -> Resul
 }
 
 fn client_gos_elector_and_ours_take_turns(api: Kind) -> Result<()> {
-    play(spec(api).nodes(1), |world| {
+    play(strict(api).nodes(1), |world| {
         let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::UdpFlow)?;
         probe.steady_since(now(), 100, SOON)?;
         let ours = world.sidecar(1)?.identity();

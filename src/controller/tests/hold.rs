@@ -1,0 +1,242 @@
+//! Hold: what is answered without a tenure, for how long, and what becomes of the session.
+
+use super::*;
+
+const SINCE: u64 = 10;
+
+fn tenure(since: u64, until: u64, transitions: i32, clean: bool) -> Event {
+    Event::Leadership(Leadership::Leading(Tenure { since: at(since), until: at(until), transitions, clean }))
+}
+
+fn named(holder: &str) -> Event {
+    Event::Leadership(Leadership::Following { holder: Some(holder.into()) })
+}
+
+fn unknown() -> Event {
+    Event::Leadership(Leadership::Following { holder: None })
+}
+
+/// Leads until 5 s, with a session since 10 ms.
+fn holder() -> Controller {
+    let mut controller = standby().holding("we");
+    controller.handle(leading(at(5000)), at(0));
+    settle(&mut controller, at(0));
+    settle(&mut controller, at(SINCE));
+    assert_eq!(controller.state(at(SINCE)), State::Leading);
+    controller
+}
+
+/// Without looks at counters and the kernel, which come and go.
+fn steps(controller: &mut Controller, now: Moment) -> Vec<String> {
+    names(&settle(controller, now)).into_iter().filter(|step| !["Inspect", "Audit"].contains(&step.as_str())).collect()
+}
+
+/// Holds since 5 s: the API is away.
+fn held() -> Controller {
+    let mut controller = holder();
+    controller.handle(unknown(), at(5000));
+    assert_eq!(steps(&mut controller, at(5000)), ["HoldFence", "Quiet"]);
+    assert_eq!(controller.state(at(5000)), State::Holding);
+    controller
+}
+
+#[test]
+fn a_tenure_that_lapses_is_held_for_as_long_as_the_api_is_away() {
+    let mut controller = held();
+    for now in (6..600).map(|seconds| at(seconds * 1000)) {
+        assert_eq!(steps(&mut controller, now), Vec::<String>::new(), "{now:?}");
+        assert_eq!(controller.state(now), State::Holding);
+    }
+}
+
+#[test]
+fn nothing_is_held_without_a_session_or_where_hold_is_forbidden() {
+    let mut silent = standby().holding("we");
+    silent.handle(leading(at(5000)), at(0));
+    while let Next::Do(step) = silent.next(at(0)) {
+        silent.done(&step, outcome(&step, false), at(0));
+    }
+    let mut forbidden = leader();
+    for controller in [&mut silent, &mut forbidden] {
+        controller.handle(unknown(), at(5000));
+        assert_eq!(steps(controller, at(5000)), ["CloseFence", "Quiet", "RemoveLink", "RemoveForwards", "RemoveFence"]);
+    }
+}
+
+#[test]
+fn the_lease_renewed_leads_on_with_the_session_that_was_held() {
+    let mut controller = held();
+    controller.handle(tenure(60_000, 65_000, 1, true), at(60_000));
+    assert_eq!(steps(&mut controller, at(60_000)), ["Speak", "AskFence", "ArmFence", "Probe"]);
+    assert_eq!(controller.state(at(60_000)), State::Leading);
+}
+
+#[test]
+fn a_session_that_the_hub_may_have_forgotten_is_made_afresh() {
+    let fresh = ["Speak", "AskFence", "ArmFence", "SetPeer", "Probe"];
+    let mut led_by_another = held();
+    led_by_another.handle(tenure(60_000, 65_000, 3, true), at(60_000));
+    assert_eq!(steps(&mut led_by_another, at(60_000))[..4], fresh[..4]);
+
+    let mut silenced = held();
+    silenced.handle(tenure(60_000, 65_000, 1, true), at(60_000));
+    let mut taken = vec![];
+    while let Next::Do(step) = silenced.next(at(60_000)) {
+        let answer = if step == Step::AskFence { Outcome::Foreign(true) } else { outcome(&step, true) };
+        silenced.done(&step, answer, at(60_000));
+        taken.push(step);
+    }
+    assert_eq!(names(&taken)[..4], fresh[..4]);
+
+    // Nothing is heard in it.
+    let mut deaf = held();
+    let (mut now, mut taken) = (at(60_000), vec![]);
+    deaf.handle(tenure(60_000, 70_000, 1, true), now);
+    while now <= at(61_000) {
+        match deaf.next(now) {
+            Next::Do(step) => {
+                deaf.done(&step, outcome(&step, true), now);
+                taken.push((step, now));
+            }
+            Next::WaitUntil(then) => now = then,
+            Next::Finished => panic!("not asked to stop"),
+        }
+    }
+    assert!(taken.iter().any(|(step, at)| matches!(step, Step::SetPeer(_)) && *at <= super::at(61_000)), "{taken:?}");
+}
+
+#[test]
+fn a_fence_that_cannot_be_asked_is_no_reason_to_trust_it() {
+    let mut controller = held();
+    controller.handle(tenure(60_000, 65_000, 1, true), at(60_000));
+    controller.done(&Step::Speak, Outcome::Done, at(60_000));
+    controller.failed(&Step::AskFence, "ENOBUFS".into(), at(60_000));
+    assert_eq!(steps(&mut controller, at(60_000))[..2], ["ArmFence", "SetPeer"]);
+}
+
+#[test]
+fn a_successor_that_is_named_ends_the_hold_a_second_later() {
+    let down = ["CloseFence", "RemoveLink", "RemoveForwards", "RemoveFence"];
+    let mut controller = held();
+    controller.handle(named("we"), at(9000));
+    assert_eq!(steps(&mut controller, at(9000)), Vec::<String>::new(), "our own name is no successor's");
+    controller.handle(named("other"), at(10_000));
+    controller.handle(unknown(), at(10_300));
+    assert_eq!(steps(&mut controller, at(10_999)), Vec::<String>::new());
+    assert_eq!(steps(&mut controller, at(11_000)), down);
+    assert_eq!(controller.state(at(11_000)), State::Standby);
+
+    // The same for one that is robbed of its Lease.
+    let mut controller = holder();
+    controller.handle(named("other"), at(1000));
+    assert_eq!(steps(&mut controller, at(1000)), ["HoldFence", "Quiet"]);
+    assert_eq!(steps(&mut controller, at(2000)), down);
+}
+
+#[test]
+fn a_pod_that_ends_holds_until_its_successor_has_the_hub_but_not_for_ever() {
+    for (successor, end) in [(Some(100), 1100), (None, 1900), (Some(1500), 1900)] {
+        let mut controller = holder();
+        controller.handle(Event::Stop(Ending::HandOver), at(100));
+        assert_eq!(steps(&mut controller, at(100)), ["HoldFence", "Quiet"], "before the Lease is given back");
+        let named = |controller: &mut Controller| controller.handle(named("other"), at(successor.unwrap_or_default()));
+        if successor.is_some() {
+            named(&mut controller);
+        }
+        assert_eq!(steps(&mut controller, at(end - 1)), Vec::<String>::new(), "{successor:?}");
+        assert_eq!(controller.state(at(end - 1)), State::Holding);
+        assert_eq!(steps(&mut controller, at(end)).len(), 4);
+        assert_eq!(controller.next(at(end)), Next::Finished);
+    }
+}
+
+#[test]
+fn a_tunnel_that_left_the_secret_is_not_held() {
+    let mut controller = holder();
+    controller.handle(Event::Stop(Ending::Removal), at(100));
+    assert_eq!(steps(&mut controller, at(100))[0], "CloseFence");
+    assert_eq!(controller.next(at(100)), Next::Finished);
+}
+
+#[test]
+fn what_is_forwarded_stays_true_in_hold_and_what_an_outsider_sets_down_comes_back() {
+    let mut controller = held();
+    controller.handle(Event::Forwards(Arc::new(Forwards::from([one_forward()]))), at(6000));
+    assert_eq!(steps(&mut controller, at(6000)), ["ApplyForwards"]);
+    let audit = Step::Audit(Arc::clone(controller.plan().unwrap()));
+    controller.done(&audit, Outcome::Drift(Drift { network: true, ..Drift::default() }), at(6500));
+    assert_eq!(steps(&mut controller, at(6500)), ["AttachLink"]);
+    // Without its fence nothing may be answered, and a new one would know none of our sessions.
+    controller.done(&audit, Outcome::Drift(Drift { fence: true, ..Drift::default() }), at(7000));
+    assert_eq!(steps(&mut controller, at(7000)), ["RemoveLink", "RemoveForwards"]);
+}
+
+#[test]
+fn settings_that_need_another_session_end_the_hold_and_others_wait() {
+    let mut controller = held();
+    controller.handle(Event::Settings(Arc::new(settings(51820, 25))), at(6000));
+    assert_eq!(steps(&mut controller, at(6000)), Vec::<String>::new());
+    controller.handle(Event::Settings(Arc::new(settings(51999, 25))), at(7000));
+    assert_eq!(steps(&mut controller, at(7000))[0], "CloseFence");
+}
+
+#[test]
+fn a_fence_that_will_not_fall_to_hold_is_closed() {
+    let mut controller = holder();
+    controller.handle(named("other"), at(1000));
+    assert_eq!(controller.next(at(1000)), Next::Do(Step::HoldFence { port: 51820 }));
+    controller.failed(&Step::HoldFence { port: 51820 }, "EBUSY".into(), at(1000));
+    assert_eq!(controller.next(at(1000)), Next::Do(Step::CloseFence));
+}
+
+/// What a successor sends from its first handshake on: when, and what.
+fn sent(clean: bool) -> Vec<(u128, &'static str)> {
+    let mut controller = standby().holding("we");
+    controller.handle(tenure(0, 60_000, 2, clean), at(0));
+    let (mut now, mut sent, mut set_at) = (at(0), vec![], at(0));
+    while now < at(3000) {
+        match controller.next(now) {
+            Next::Do(step) => {
+                if let Step::SetPeer(_) | Step::Probe(_) = step {
+                    sent.push((now.since_boot().as_millis(), step.names().0));
+                }
+                if let Step::SetPeer(_) = step {
+                    set_at = now;
+                }
+                // The hub answers after 10 ms.
+                let stats = outcome(&step, now.since(set_at) >= Duration::from_millis(10));
+                controller.done(&step, stats, now);
+                let serving = now >= at(10);
+                assert!(!serving || controller.serves(now), "seen to serve all along, also at {now:?}");
+            }
+            Next::WaitUntil(then) => now = then,
+            Next::Finished => panic!("not asked to stop"),
+        }
+    }
+    sent
+}
+
+#[test]
+fn a_successor_to_a_lease_that_was_not_given_back_wins_the_hub_from_whoever_had_it() {
+    let insisting = sent(false);
+    let handshakes: Vec<_> = insisting.iter().filter(|(_, step)| *step == "set-peer").map(|(at, _)| *at).collect();
+    assert_eq!(handshakes.len(), 2, "{insisting:?}");
+    assert!((1010..=1100).contains(&handshakes[1]), "{handshakes:?}");
+    let spoken: Vec<_> = insisting.iter().map(|(at, _)| *at).filter(|at| *at >= 10 && *at <= handshakes[1] + 500).collect();
+    assert!(spoken.windows(2).all(|pair| pair[1] - pair[0] <= 60), "{spoken:?}");
+    let rest = insisting.iter().filter(|(at, _)| *at > handshakes[1] + 600).count();
+    assert!(rest <= 1, "it goes back to a probe every 2 s: {insisting:?}");
+}
+
+#[test]
+fn an_unbroken_tenure_keeps_its_session_whatever_a_hand_makes_of_the_count() {
+    let mut controller = holder();
+    controller.handle(tenure(0, 9000, 7, true), at(1000));
+    assert_eq!(steps(&mut controller, at(1000)), ["ArmFence"]);
+}
+
+#[test]
+fn a_successor_to_a_lease_that_was_given_back_need_not_insist() {
+    let polite = sent(true);
+    assert_eq!(polite.iter().map(|(_, step)| *step).collect::<Vec<_>>(), ["set-peer", "probe", "probe"]);
+}
