@@ -13,19 +13,52 @@ use futures::stream::{self, BoxStream, StreamExt};
 use k8s_openapi::api::coordination::v1::Lease;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::{LeaseStore, Record, Sight, StoreError};
+
+/// A value that others wait for, and that wakes them in the order in which they began to wait: tokio's `watch` wakes its
+/// receivers in random order, and a history would never be the same again.
+#[derive(Debug, Default)]
+pub struct Awaited<T> {
+    value: Mutex<T>,
+    changed: Notify,
+}
+
+impl<T: Copy> Awaited<T> {
+    /// Its value now.
+    pub fn get(&self) -> T {
+        *self.value.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another value.
+    pub fn set(&self, value: T) {
+        *self.value.lock().unwrap_or_else(PoisonError::into_inner) = value;
+        self.changed.notify_waiters();
+    }
+
+    /// Until it is such.
+    pub async fn until(&self, such: impl Fn(T) -> bool) {
+        loop {
+            // Made before the look, so that no change is missed.
+            let changed = self.changed.notified();
+            if such(self.get()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
 
 /// Keeps one Lease. Clones are the same server.
 #[derive(Clone, Debug, Default)]
 pub struct LeaseServer(Arc<Server>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Server {
     kept: Mutex<Kept>,
     /// Number of changes so far.
-    changes: watch::Sender<usize>,
+    changes: Awaited<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -41,12 +74,6 @@ struct Observer(Box<dyn FnMut(Option<&str>, Option<&Lease>) + Send>);
 impl fmt::Debug for Observer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Observer")
-    }
-}
-
-impl Default for Server {
-    fn default() -> Self {
-        Self { kept: Mutex::default(), changes: watch::channel(0).0 }
     }
 }
 
@@ -126,7 +153,7 @@ impl LeaseServer {
         LeaseClient(Arc::new(Client {
             server: self.clone(),
             name: name.to_owned(),
-            way: watch::channel(Way::Open).0,
+            way: Awaited::default(),
             deaf: watch::channel(0).0,
             weather: Mutex::default(),
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
@@ -163,7 +190,7 @@ impl LeaseServer {
 
     /// Number of times that the Lease changed.
     pub fn changes(&self) -> usize {
-        *self.0.changes.borrow()
+        self.0.changes.get()
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -184,7 +211,7 @@ impl LeaseServer {
         }
         kept.lease.clone_from(&lease);
         kept.history.push(lease);
-        self.0.changes.send_replace(kept.history.len());
+        self.0.changes.set(kept.history.len());
     }
 
     fn carry_out(&self, by: &str, request: Do) -> Result<Lease, StoreError> {
@@ -222,7 +249,7 @@ pub struct LeaseClient(Arc<Client>);
 struct Client {
     server: LeaseServer,
     name: String,
-    way: watch::Sender<Way>,
+    way: Awaited<Way>,
     /// Number of times that the watches of the time went silent for good.
     deaf: watch::Sender<usize>,
     weather: Mutex<Weather>,
@@ -239,7 +266,7 @@ impl fmt::Debug for Client {
 impl LeaseClient {
     /// Opens or closes the way.
     pub fn way(&self, way: Way) {
-        self.0.way.send_replace(way);
+        self.0.way.set(way);
     }
 
     /// Sets the weather.
@@ -286,9 +313,7 @@ impl LeaseClient {
     }
 
     async fn silence_to_end(&self) {
-        let mut way = self.0.way.subscribe();
-        // The sender lives in self.
-        let _ = way.wait_for(|way| !matches!(way, Way::Silent | Way::Mute)).await;
+        self.0.way.until(|way| !matches!(way, Way::Silent | Way::Mute)).await;
     }
 
     async fn call(&self, verb: &'static str, request: Do) -> Result<Lease, StoreError> {
@@ -299,7 +324,7 @@ impl LeaseClient {
         let carried = tokio::spawn(async move {
             this.travel().await;
             tokio::time::sleep(late).await;
-            let gone = match *this.0.way.borrow() {
+            let gone = match this.0.way.get() {
                 Way::Open | Way::Mute => None,
                 Way::Refused => Some(Err(unreachable(verb))),
                 Way::Silent => Some(Ok(())),
@@ -332,11 +357,9 @@ impl LeaseClient {
 
     /// The next that a watch shows. `shown`: changes it has shown; `None`: it is yet to show how things stand.
     async fn next_sight(&self, shown: &mut Option<usize>, broken: &mut bool) -> Sight {
-        let mut way = self.0.way.subscribe();
-        let mut changes = self.0.server.0.changes.subscribe();
         loop {
-            let state = *way.borrow_and_update();
-            let so_far = *changes.borrow_and_update();
+            let state = self.0.way.get();
+            let so_far = self.0.server.changes();
             match state {
                 Way::Refused if !*broken => {
                     (*broken, *shown) = (true, None);
@@ -346,7 +369,7 @@ impl LeaseClient {
                     *broken = false;
                     let next = shown.map_or(so_far, |shown| shown + 1);
                     self.travel().await;
-                    if *way.borrow() != Way::Open {
+                    if self.0.way.get() != Way::Open {
                         continue;
                     }
                     *shown = Some(next);
@@ -356,8 +379,9 @@ impl LeaseClient {
                 }
                 _ => {
                     tokio::select! {
-                        _ = way.changed() => {}
-                        _ = changes.changed() => {}
+                        biased;
+                        () = self.0.way.until(|way| way != state) => {}
+                        () = self.0.server.0.changes.until(|changes| changes != so_far) => {}
                     }
                 }
             }

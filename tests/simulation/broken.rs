@@ -84,3 +84,9 @@ fn not_putting_back_what_an_outsider_took_is_objected_to() {
 fn not_ending_in_time_is_objected_to() {
     caught(Mutant::KeepsLink, Kind::Lingers, 5);
 }
+
+#[test]
+fn holding_without_a_fence_is_objected_to() {
+    caught(Mutant::HoldSpeaksFreely, Kind::ArmedTooLong, 5);
+    caught(Mutant::HoldSpeaksFreely, Kind::TwoSpeakers, 50);
+}

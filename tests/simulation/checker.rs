@@ -10,11 +10,12 @@ use crate::weather::Act;
 
 /// When all faults are over, somebody serves within this: a dead holder's term by the slowest clock, the term that a
 /// candidate waits for who was not told who held it last, and the attempts in between.
-pub const LEADS_WITHIN: Duration = Duration::from_millis(12_000);
-/// A killed leader is replaced within this: a lease by the slowest clock, and the attempt that follows.
-pub const TAKEN_OVER_WITHIN: Duration = Duration::from_millis(5500);
-/// A leader that is told to end is replaced within this.
-const HANDED_OVER_WITHIN: Duration = Duration::from_millis(500);
+pub const LEADS_WITHIN: Duration = Duration::from_millis(13_000);
+/// A killed leader is replaced within this: a lease by the slowest clock, a retry period if the successor's wall clock
+/// is behind, and the attempt that follows.
+pub const TAKEN_OVER_WITHIN: Duration = Duration::from_millis(6500);
+/// A leader that is told to end is replaced within this: a retry period if the successor's wall clock is behind.
+const HANDED_OVER_WITHIN: Duration = Duration::from_millis(1500);
 /// Told to end, a process has done so within this (contract: SIGTERM).
 const ENDS_WITHIN: Duration = Duration::from_millis(3000);
 /// What an outsider deletes is back within this (contract: 2 s, a lost link 5 s).
@@ -180,7 +181,7 @@ fn fences(history: &History) -> Vec<Objection> {
                     found.push(objection(*at, Kind::Unfenced, format!("pod {pod} has a peer and no fence")));
                 }
                 let granted = granted.get(pod).copied().unwrap_or_default();
-                if let Fence::Open(until) = state.fence
+                if let Fence::Lead { until, .. } = state.fence
                     && granted < until
                 {
                     let words = format!("pod {pod} opens its fence until {until:?}, granted was {granted:?}");

@@ -13,6 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use rand::Rng;
 use rand::rngs::StdRng;
 use wirevip::clock::{Clock, Moment, TokioClock};
+use wirevip::election::testing::Awaited;
 
 /// The fastest clock of a world runs at most so many times as fast as the slowest.
 pub const SPREAD: f64 = 1.05;
@@ -124,27 +125,20 @@ impl Clock for KernelClock {
 
 /// Does the machine's process get the processor? A frozen one sees no timer end, no answer and no event; what it asked
 /// the kernel or the network for goes on without it.
-#[derive(Clone)]
-pub struct Run(Arc<tokio::sync::watch::Sender<bool>>);
-
-impl Default for Run {
-    fn default() -> Self {
-        Self(Arc::new(tokio::sync::watch::channel(true).0))
-    }
-}
+#[derive(Clone, Default)]
+pub struct Run(Arc<Awaited<bool>>);
 
 impl Run {
     pub fn freeze(&self, frozen: bool) {
-        self.0.send_replace(!frozen);
+        self.0.set(frozen);
     }
 
     pub fn frozen(&self) -> bool {
-        !*self.0.borrow()
+        self.0.get()
     }
 
     /// Until it runs.
     pub async fn goes_on(&self) {
-        // The sender lives in self.
-        let _ = self.0.subscribe().wait_for(|runs| *runs).await;
+        self.0.until(|frozen| !frozen).await;
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use wirevip::ruleset::model::{Step as TableStep, Transaction};
+use wirevip::ruleset::model::{Step as TableStep, Table, Transaction};
 use wirevip::ruleset::testing::{FakeFirewall, FenceState};
 use wirevip::ruleset::{Firewall, FirewallError, Forget, fence_table};
 use wirevip::secret::TunnelName;
@@ -82,6 +82,11 @@ impl PodKernel {
         self.inner.lock().unwrap().trouble = trouble;
     }
 
+    /// Does the fence hold now?
+    pub fn holds(&self) -> bool {
+        self.firewall.fence(&self.tunnel) == FenceState::Hold
+    }
+
     pub fn is_troubled(&self) -> bool {
         self.inner.lock().unwrap().trouble != Trouble::default()
     }
@@ -105,7 +110,11 @@ impl PodKernel {
         let fence = match self.firewall.fence(&self.tunnel) {
             FenceState::Absent => Fence::Absent,
             FenceState::Closed => Fence::Closed,
-            FenceState::Open(until) => Fence::Open(self.machine.true_time(until)),
+            FenceState::Hold => Fence::Hold,
+            FenceState::Lead { until, then_hold } => {
+                let until = until.map_or(Duration::MAX, |until| self.machine.true_time(until));
+                Fence::Lead { until, then_hold }
+            }
         };
         let tables = self.firewall.clone().tables().unwrap_or_default();
         let forwards = tables.iter().any(|table| *table != fence_table(&self.tunnel));
@@ -265,8 +274,8 @@ impl Firewall for FirewallSeam {
         kernel.look();
         if touches(&transaction, &fence_table(&kernel.tunnel)) {
             self.lead = match kernel.firewall.fence(&kernel.tunnel) {
-                FenceState::Open(until) => Some(kernel.machine.true_time(until)),
-                FenceState::Absent | FenceState::Closed => None,
+                FenceState::Lead { until, .. } => until.map(|until| kernel.machine.true_time(until)),
+                FenceState::Absent | FenceState::Closed | FenceState::Hold => None,
             };
         }
         if lost { Err(no_buffers()) } else { Ok(()) }
@@ -278,6 +287,14 @@ impl Firewall for FirewallSeam {
 
     fn intact(&mut self, table: &str) -> Result<bool, FirewallError> {
         Ok(self.seam.mutant.blind_to(&self.seam.kernel.tunnel, table) || self.firewall.intact(table)?)
+    }
+
+    fn adopt(&mut self, table: &Table) -> Result<bool, FirewallError> {
+        self.firewall.adopt(table)
+    }
+
+    fn members(&mut self, table: &str, set: &str) -> Result<Vec<Vec<u8>>, FirewallError> {
+        self.firewall.members(table, set)
     }
 
     fn counted(&mut self, table: &str, counter: &str) -> Result<u64, FirewallError> {

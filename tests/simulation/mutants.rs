@@ -34,6 +34,8 @@ pub enum Mutant {
     ForwardsWipeFence,
     /// Goes on with the session of an earlier tenure although another led in between.
     LeadsOn,
+    /// Lets everything out where it should only answer.
+    HoldSpeaksFreely,
     /// Writes the Lease whatever its resourceVersion.
     WritesUnguarded,
     /// Does not count the changes of holder.
@@ -74,9 +76,9 @@ impl Mutant {
                 }
             }
         };
-        let closes = |step: &Step| matches!(step, Step::Refill { elements, .. } if elements.is_empty());
+        let ends = |step: &Step| matches!(step, Step::Refill { set, elements, .. } if set == "lead" && elements.is_empty());
         match self {
-            Mutant::ReleasesBeforeDown => next.0.retain(|step| !closes(step)),
+            Mutant::ReleasesBeforeDown if next.0.iter().any(ends) => next.0.clear(),
             Mutant::NoMargin => timeouts(&mut next, |timeout| timeout + Params::default().margin()),
             Mutant::ArmsTooLong => timeouts(&mut next, |timeout| timeout * 2),
             Mutant::NoFence => next.0.retain(|step| match step {
@@ -95,6 +97,20 @@ impl Mutant {
             }
             // It stays, behind a closed fence.
             Mutant::LeadsOn => next.0.retain(|step| !matches!(step, Step::Delete(table) if *table == name)),
+            Mutant::HoldSpeaksFreely => {
+                let held = next.0.iter().find_map(|step| match step {
+                    Step::Refill { set, elements, .. } if set == "hold" => Some(elements.clone()),
+                    _ => None,
+                });
+                for step in &mut next.0 {
+                    if let (Step::Refill { set, elements, .. }, Some(held)) = (step, &held)
+                        && set == "lead"
+                        && !held.is_empty()
+                    {
+                        elements.clone_from(held);
+                    }
+                }
+            }
             Mutant::LeavesForwards => next.0.retain(|step| !matches!(step, Step::Delete(table) if *table != name)),
             _ => {}
         }

@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use wirevip::clock::Clock;
-use wirevip::controller::Controller;
+use wirevip::controller::{Controller, Ending};
 use wirevip::controller::actor::{Actor, Inputs, Outputs};
 use wirevip::controller::hub::Whereabouts;
 use wirevip::election::testing::LeaseClient;
@@ -47,6 +47,7 @@ pub struct Pod {
     mutant: Mutant,
     params: Params,
     seed: u64,
+    hold: bool,
     lives: u64,
     /// How many pods of this number there were.
     generation: u64,
@@ -65,10 +66,10 @@ impl Pod {
     pub fn new(
         number: usize,
         (machine, kernel, client): (Machine, PodKernel, LeaseClient),
-        (scribe, mutant, params, seed): (Scribe, Mutant, Params, u64),
+        (scribe, mutant, params, seed, hold): (Scribe, Mutant, Params, u64, bool),
     ) -> Self {
         let (lives, generation, process) = (0, 0, None);
-        Self { number, machine, kernel, client, scribe, mutant, params, seed, lives, generation, process }
+        Self { number, machine, kernel, client, scribe, mutant, params, seed, hold, lives, generation, process }
     }
 
     /// Has it a process that was not told to end?
@@ -76,10 +77,10 @@ impl Pod {
         self.process.as_ref().is_some_and(|process| !process.life.is_over() && !*process.stop.borrow())
     }
 
-    /// Would it notice what an outsider does? Who takes the fence from a process that is dead, stands still or is kept
-    /// from mending it takes I1 with it: nothing is promised then (`docs/simulation.md`).
-    pub fn looks(&self) -> bool {
-        self.runs() && !self.machine.run().frozen() && !self.kernel.is_troubled()
+    /// Would it notice in time if its fence were taken? Who takes the fence of a pod that holds, is dead, stands still or
+    /// is kept from mending it takes I1 with it: nothing is promised then (`docs/simulation.md`).
+    pub fn mends(&self) -> bool {
+        self.runs() && !self.machine.run().frozen() && !self.kernel.is_troubled() && !self.kernel.holds()
     }
 
     /// A process that was told to end is still about it.
@@ -115,6 +116,7 @@ impl Pod {
             life: life.clone(),
             machine: self.machine.clone(),
             mutant: self.mutant,
+            hold: self.hold,
             told: told_rx,
             stop: stop_rx,
         };
@@ -178,6 +180,7 @@ struct Daemon {
     life: Life,
     machine: Machine,
     mutant: Mutant,
+    hold: bool,
     told: watch::Receiver<Told>,
     stop: watch::Receiver<bool>,
 }
@@ -194,16 +197,20 @@ impl Daemon {
                 self.machine.sleep(Duration::from_millis(100)).await;
             }
         }
+        let identity = store.identity.clone();
         let campaign = Campaign::spawn(store, self.machine.clone(), elector, rng);
         self.mutant.at_the_gate(campaign.gate(), campaign.leadership());
         let nic = seam.nic().await.unwrap();
         let Told { settings, forwards } = self.told.borrow_and_update().clone();
         let snapshot = watch::channel(Snapshot::standby(Arc::clone(&settings))).0;
-        let controller = Controller::new(Slot::new(1).unwrap(), nic.clone(), Arc::clone(&settings));
+        let mut controller = Controller::new(Slot::new(1).unwrap(), nic.clone(), Arc::clone(&settings));
+        if self.hold {
+            controller = controller.holding(&identity);
+        }
         let (settings_tx, settings) = watch::channel(settings);
         let (forwards_tx, forwards) = watch::channel(Some(forwards));
         let (_hub_tx, hub) = watch::channel(Whereabouts::from(SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 51820))));
-        let (stop_tx, stop) = watch::channel(false);
+        let (stop_tx, stop) = watch::channel(None);
         let (_nic_tx, nic) = watch::channel(nic);
         let inputs = Inputs { settings, forwards, hub, nic, stop };
         let outputs = Outputs { snapshot, unheard: watch::channel(Duration::ZERO).0, metrics: Metrics::new() };
@@ -217,7 +224,7 @@ impl Daemon {
                     biased;
                     () = async { _ = asked.wait_for(|stop| *stop).await.is_ok() } => {
                         life.goes_on().await;
-                        stop_tx.send_replace(true);
+                        stop_tx.send_replace(Some(Ending::HandOver));
                         std::future::pending::<()>().await;
                     }
                     changed = told.changed() => {

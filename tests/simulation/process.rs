@@ -5,9 +5,8 @@ use std::sync::Arc;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use k8s_openapi::api::coordination::v1::Lease;
-use tokio::sync::watch;
 use wirevip::clock::Clock;
-use wirevip::election::testing::LeaseClient;
+use wirevip::election::testing::{Awaited, LeaseClient};
 use wirevip::election::{LeaseStore, Record, Sight, StoreError};
 
 use crate::clock::{Machine, Run};
@@ -18,26 +17,25 @@ use crate::record::{Scribe, What};
 #[derive(Clone)]
 pub struct Life {
     run: Run,
-    over: Arc<watch::Sender<bool>>,
+    over: Arc<Awaited<bool>>,
 }
 
 impl Life {
     pub fn new(run: Run) -> Self {
-        Self { run, over: Arc::new(watch::channel(false).0) }
+        Self { run, over: Arc::default() }
     }
 
     pub fn end(&self) {
-        self.over.send_replace(true);
+        self.over.set(true);
     }
 
     pub fn is_over(&self) -> bool {
-        *self.over.borrow()
+        self.over.get()
     }
 
     /// When it is over.
     pub async fn ended(&self) {
-        // The sender lives in self.
-        let _ = self.over.subscribe().wait_for(|over| *over).await;
+        self.over.until(|over| over).await;
     }
 
     /// Never, if it is over.

@@ -15,6 +15,8 @@ use crate::weather::Act;
 #[derive(Clone, PartialEq, Debug)]
 pub struct History {
     pub seed: u64,
+    /// `--hold`.
+    pub hold: bool,
     pub params: Params,
     /// By pod.
     pub rates: Vec<Rates>,
@@ -85,14 +87,18 @@ pub enum Fence {
     #[default]
     Absent,
     Closed,
-    /// Open until then, by true time.
-    Open(Duration),
+    /// Answers may leave.
+    Hold,
+    /// Open until then, by true time; what comes after is hold, or closed.
+    Lead { until: Duration, then_hold: bool },
 }
 
 /// What a pod's kernel would let out, were there something to send.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Voice {
     Silent,
+    /// What answers the hub, and nothing unasked.
+    Answers,
     /// Whatever WireGuard wants to send, also unasked: handshakes, keepalives.
     Free,
 }
@@ -102,17 +108,19 @@ impl Kernel {
     pub fn voice(&self, at: Duration) -> Voice {
         let speaks = self.link.is_some_and(|link| link.session.is_some());
         match self.fence {
-            Fence::Absent if speaks => Voice::Free,
-            Fence::Open(until) if speaks && at < until => Voice::Free,
-            Fence::Absent | Fence::Closed | Fence::Open(_) => Voice::Silent,
+            _ if !speaks => Voice::Silent,
+            Fence::Absent => Voice::Free,
+            Fence::Lead { until, .. } if at < until => Voice::Free,
+            Fence::Hold | Fence::Lead { then_hold: true, .. } => Voice::Answers,
+            Fence::Closed | Fence::Lead { then_hold: false, .. } => Voice::Silent,
         }
     }
 
     /// When the voice changes by itself.
     pub fn changes(&self) -> Option<Duration> {
         match self.fence {
-            Fence::Open(until) => Some(until),
-            Fence::Absent | Fence::Closed => None,
+            Fence::Lead { until, .. } => Some(until),
+            Fence::Absent | Fence::Closed | Fence::Hold => None,
         }
     }
 
@@ -154,7 +162,7 @@ impl Scribe {
 
 impl fmt::Display for History {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "history {}: {} pods, lease {:?}", self.seed, self.rates.len(), self.params.lease)?;
+        writeln!(f, "history {}: {} pods, lease {:?}, hold {}", self.seed, self.rates.len(), self.params.lease, self.hold)?;
         for (pod, Rates { process, kernel }) in self.rates.iter().enumerate() {
             writeln!(f, "  pod {pod}: clock at {process:.6}, kernel's ticks at {kernel:.6} of true time")?;
         }
@@ -193,7 +201,11 @@ impl fmt::Display for Kernel {
         match self.fence {
             Fence::Absent => write!(f, ", no fence")?,
             Fence::Closed => write!(f, ", fence closed")?,
-            Fence::Open(until) => write!(f, ", fence open until {:.6} s", until.as_secs_f64())?,
+            Fence::Hold => write!(f, ", fence holds")?,
+            Fence::Lead { until, then_hold } => {
+                let then = if then_hold { ", then holds" } else { "" };
+                write!(f, ", fence open until {:.6} s{then}", until.as_secs_f64())?;
+            }
         }
         write!(f, "{}", if self.forwards { ", forwards" } else { "" })
     }

@@ -68,6 +68,8 @@ pub enum Act {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Plan {
     pub seed: u64,
+    /// `--hold`.
+    pub hold: bool,
     /// By pod: its clocks, when it booted, and how far its wall clock is off.
     pub pods: Vec<(Rates, Duration, i64)>,
     /// What happens, each after this pause.
@@ -131,7 +133,7 @@ impl Plan {
                 acts.push((next, act));
             }
         }
-        Self { seed, pods, acts }
+        Self { seed, hold: rng.random_bool(0.7), pods, acts }
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
-use wirevip::clock::TokioClock;
+use wirevip::clock::{Clock, TokioClock};
 use wirevip::election::testing::{LeaseServer, Way, Weather};
 use wirevip::election::{Params, Record};
 use wirevip::secret::{Endpoint, Host, PublicKey, SecretKey, Tunnel, TunnelName};
@@ -29,11 +29,12 @@ pub fn live(plan: &Plan, mutant: Mutant) -> History {
         world.befall(plan).await;
         world.end().await;
         let rates = plan.pods.iter().map(|(rates, ..)| *rates).collect();
-        History { seed: plan.seed, params: Params::default(), rates, events: world.scribe.events() }
+        History { seed: plan.seed, hold: plan.hold, params: Params::default(), rates, events: world.scribe.events() }
     })
 }
 
 struct World {
+    clock: TokioClock,
     scribe: Scribe,
     server: LeaseServer,
     pods: Vec<Pod>,
@@ -50,7 +51,7 @@ impl World {
             let seed = plan.seed.wrapping_mul(31) + number as u64;
             let kernel = PodKernel::new(number, name(), machine.clone(), scribe.clone(), seed);
             let client = server.client(&number.to_string(), seed);
-            Pod::new(number, (machine, kernel, client), (scribe.clone(), mutant, params, plan.seed))
+            Pod::new(number, (machine, kernel, client), (scribe.clone(), mutant, params, plan.seed, plan.hold))
         };
         let mut pods: Vec<Pod> = plan.pods.iter().enumerate().map(pod).collect();
         server.observe({
@@ -67,14 +68,14 @@ impl World {
         for pod in &mut pods {
             pod.start(&told);
         }
-        Self { scribe, server, pods, told }
+        Self { clock, scribe, server, pods, told }
     }
 
     async fn befall(&mut self, plan: &Plan) {
         for (pause, act) in &plan.acts {
             tokio::time::sleep(*pause).await;
             if let Act::TableLost { pod, forwards: false } = act
-                && !self.pods[*pod].looks()
+                && !self.pods[*pod].mends()
             {
                 continue;
             }
@@ -111,7 +112,8 @@ impl World {
             Act::LeaseEmptied => self.server.write(Record::default()),
             Act::LeaseGiven(holder) => {
                 let duration_seconds = i32::try_from(Params::default().lease.as_secs()).unwrap();
-                self.server.write(Record { holder: (*holder).to_owned(), duration_seconds, ..Record::default() });
+                let (holder, renewed) = ((*holder).to_owned(), Some(self.clock.wall()));
+                self.server.write(Record { holder, duration_seconds, renewed, ..Record::default() });
             }
             Act::LeaseLabelled => self.server.edit(|lease| {
                 let mut lease = lease?;
@@ -181,7 +183,7 @@ impl World {
         if let Some(leader) = self.leader() {
             self.scribe.write(What::Phase(Phase::HandOver));
             self.pods[leader].terminate();
-            tokio::time::sleep(ms(1000)).await;
+            tokio::time::sleep(ms(2000)).await;
         }
         self.scribe.write(What::Phase(Phase::Stop));
         for pod in &mut self.pods {
