@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use wirevip::ruleset::model::{Step as TableStep, Table, Transaction};
 use wirevip::ruleset::testing::{FakeFirewall, FenceState};
-use wirevip::ruleset::{Firewall, FirewallError, Forget, fence_table};
+use wirevip::ruleset::{Firewall, FirewallError, Forget, Step as TableStep, Table, Transaction, fence_table};
 use wirevip::secret::TunnelName;
 use wirevip::tunnel::testing::FakePod;
 use wirevip::tunnel::{Backend, HostError, HostNet, LinkBackend, LinkError, LinkPlan, LinkStats, Nic, Step, Swept};
@@ -289,6 +288,10 @@ impl Firewall for FirewallSeam {
         Ok(self.seam.mutant.blind_to(&self.seam.kernel.tunnel, table) || self.firewall.intact(table)?)
     }
 
+    fn written(&mut self, table: &str) -> Option<Arc<Table>> {
+        self.firewall.written(table)
+    }
+
     fn adopt(&mut self, table: &Table) -> Result<bool, FirewallError> {
         self.firewall.adopt(table)
     }
@@ -315,7 +318,7 @@ fn touches(transaction: &Transaction, table: &str) -> bool {
     transaction.0.iter().any(|step| match step {
         TableStep::Replace(replaced) => replaced.name == table,
         TableStep::Delete(name) => name == table,
-        TableStep::Refill { table: name, .. } => name == table,
+        TableStep::Refill { table: name, .. } | TableStep::Edit { table: name, .. } => name == table,
     })
 }
 

@@ -8,8 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use wirevip::election::{Gate, Leadership, Params, Record};
 use wirevip::fence;
-use wirevip::ruleset::model::{Step, Transaction};
-use wirevip::ruleset::{FirewallError, fence_table};
+use wirevip::ruleset::{FirewallError, Step, Transaction, fence_table};
 use wirevip::secret::TunnelName;
 
 use crate::world::PORT;
@@ -84,7 +83,7 @@ impl Mutant {
             Mutant::NoFence => next.0.retain(|step| match step {
                 Step::Replace(table) => table.name != name,
                 Step::Refill { table, .. } => *table != name,
-                Step::Delete(_) => true,
+                Step::Delete(_) | Step::Edit { .. } => true,
             }),
             Mutant::RearmFailsOnExpired if expired == Some(true) && next.0.iter().any(is_refill) => {
                 let source = io::Error::from(io::ErrorKind::NotFound);
