@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::hub::Whereabouts;
 use super::{Controller, Drift, Ending, Event, Next, Outcome, Step};
-use crate::clock::{Clock, Moment};
+use crate::clock::{self, Clock, Moment};
 use crate::election::Gate;
 use crate::election::Leadership;
 use crate::election::{Campaign, Standing};
@@ -192,15 +192,16 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             () = news(hub) => self.take_inputs(),
             () = news(nic) => self.take_inputs(),
             () = news(forwards) => self.take_inputs(),
-            () = tokio::time::sleep(at_most) => {}
+            () = self.clock.sleep(at_most) => {}
         }
     }
 
     async fn carry_out(&mut self, step: Step) {
         let began = self.clock.now();
-        let result = match tokio::time::timeout(STEP_TIMEOUT, self.perform(&step)).await {
-            Ok(result) => result,
-            Err(_) => Err(anyhow::anyhow!("no answer from the kernel within {STEP_TIMEOUT:?}")),
+        let clock = Arc::clone(&self.clock);
+        let result = match clock::within(&*clock, STEP_TIMEOUT, self.perform(&step)).await {
+            Some(result) => result,
+            None => Err(anyhow::anyhow!("no answer from the kernel within {STEP_TIMEOUT:?}")),
         };
         let now = self.clock.now();
         match result {
