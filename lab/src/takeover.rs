@@ -49,8 +49,9 @@ impl Takeover {
             fits.next().map(|h| h.at)
         };
         let handshake = until("the successor's handshake", within, || Ok(first(&[Message::Initiation])))?;
-        // Answers of the leader before may still come in: only those after the handshake are the successor's.
-        probe.steady_since(handshake, 100, within)?;
+        // One that holds answers until the successor is heard in a session, which is a round trip later.
+        let session = until("the successor's first session", within, || Ok(first(&[Message::Data])))?;
+        probe.steady_since(session, 100, within)?;
         let lease = world.lease_written(index, to, event)?;
         Ok(Self {
             from,
@@ -59,7 +60,7 @@ impl Takeover {
             gap: crate::gaps::longest(&probe.samples(), event, now()),
             lease,
             handshake: Some(handshake),
-            session: first(&[Message::Data]),
+            session: Some(session),
         })
     }
 
