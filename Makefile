@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/target/tools/bin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 .NOTPARALLEL:
 .PHONY: help lab test bench build assets check fmt clippy doc deny drift manifests arm64
 
-lab: ## Bring up a small internet in namespaces, take over three times, print the gaps
+lab: ## Bring up a small internet in namespaces, take over four times, print the gaps
 	@$(SETUP)/lab.sh demo
 
 test: ## Run every test this machine can run, and tell the rest as not run

@@ -53,7 +53,7 @@ pub async fn run(config: RunConfig) -> anyhow::Result<()> {
         anyhow::anyhow!("this pod cannot run wirevip:\n  {}", lines.join("\n  "))
     })?;
     // After the checks, whose words on a missing capability are plainer.
-    swept?;
+    let firewall = swept?;
     let links = Arc::new(SystemLinks::new(backend, rtnl).context("cannot prepare WireGuard")?);
     let listener = admin::listen(config.http_addr).await?;
 
@@ -73,6 +73,7 @@ pub async fn run(config: RunConfig) -> anyhow::Result<()> {
         clock,
         links,
         net: Arc::clone(&net),
+        firewall,
         metrics,
         board,
         connection,
@@ -99,8 +100,9 @@ pub async fn run(config: RunConfig) -> anyhow::Result<()> {
     }
 }
 
-/// Removes what an earlier life left in this network namespace. Needs no API, and comes before everything else.
-async fn sweep(net: &KernelNet) -> anyhow::Result<()> {
+/// Removes what an earlier life left in this network namespace. Needs no API, and comes before everything else. Returns
+/// the way to the kernel's tables, one for all tunnels.
+async fn sweep(net: &KernelNet) -> anyhow::Result<NetlinkFirewall> {
     let swept = net.sweep().await?;
     let mut firewall = NetlinkFirewall::open()?;
     let tables = firewall.tables()?;
@@ -111,7 +113,7 @@ async fn sweep(net: &KernelNet) -> anyhow::Result<()> {
     if swept != Default::default() || !tables.is_empty() || flows > 0 {
         tracing::info!(?swept, ?tables, flows, "removed what an earlier life had left");
     }
-    Ok(())
+    Ok(firewall)
 }
 
 async fn follow_nic(net: &KernelNet, sender: watch::Sender<Nic>) {

@@ -15,8 +15,9 @@
 //! - It knows our own sessions by the receiver indexes in our handshakes as they leave, and to whom those went. What the
 //!   hub sends to another index is for another program with this key.
 //! - Who holds answers, and starts nothing: only responses and data leave, only for a minute after the hub's last packet
-//!   for one of our own sessions or its last call, and not while it speaks to another. Handshakes and keepalives that
-//!   may not leave are *defused*, three a minute, so that a NAT on the way does not forget us: their first byte becomes 0.
+//!   for one of our own sessions or its last call. Once it speaks to another, nothing leaves until it has not for two
+//!   seconds, and then has spoken to us. Handshakes and keepalives that may not leave are *defused*, three a minute, so
+//!   that a NAT on the way does not forget us: their first byte becomes 0.
 //! - A fence put up beside a living session does not know its index: to it the hub speaks to another. It leads as any
 //!   other, and is silent in hold, until the next handshake.
 //! - Packets may be merged (GSO) and are judged by their first message. So a length never lets a message pass, and only
@@ -27,8 +28,8 @@
 
 use std::time::Duration;
 
-use crate::ruleset::model::{Element, Step, Table, Transaction};
-use crate::ruleset::{Firewall, FirewallError, fence_table};
+use crate::ruleset::model::{Element, Table};
+use crate::ruleset::{Firewall, FirewallError, Step, Transaction, fence_table};
 use crate::secret::TunnelName;
 
 mod foreign;
@@ -57,11 +58,6 @@ pub fn raise(tunnel: &TunnelName, port: u16) -> Transaction {
 pub fn lead(tunnel: &TunnelName, port: u16, left: Duration, hold: bool) -> Option<Transaction> {
     let lead = Element { timeout: Some(left), ..element(port) };
     (left >= SHORTEST).then(|| refill(tunnel, Some(lead), hold.then(|| element(port))))
-}
-
-/// [`lead`] where holding is not allowed.
-pub fn arm(tunnel: &TunnelName, port: u16, left: Duration) -> Option<Transaction> {
-    lead(tunnel, port, left, false)
 }
 
 /// Ends leading at once; from now on the fence holds.

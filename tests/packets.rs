@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::netns::Netns;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket};
 use wirevip::fence;
-use wirevip::ruleset::{self, Firewall, Forget, NetlinkFirewall, Plan, Transaction};
+use wirevip::ruleset::{self, Applied, Firewall, Forget, NetlinkFirewall, Plan, Transaction};
 use wirevip::secret::TunnelName;
 use wirevip::services::{Forward, Forwards, Owner, Protocol, VipPort};
 use wirevip::tunnel::Slot;
@@ -83,10 +83,9 @@ impl World {
         Ok(Self { tunnel, slot, client, pod, node, backends, firewall })
     }
 
-    fn apply(&mut self, forwards: &Forwards) -> Result<()> {
+    fn apply(&mut self, forwards: &Forwards) -> Result<Applied> {
         let plan = Plan { tunnel: &self.tunnel, slot: self.slot, vip: VIP, pod_nic: "eth0", mtu: MTU, forwards };
-        ruleset::apply(&mut self.firewall, &plan)?;
-        Ok(())
+        Ok(ruleset::apply(&mut self.firewall, &plan)?)
     }
 
     /// What `conntrack` of the pod has for our tunnel.
@@ -216,7 +215,7 @@ fn a_closed_fence_stops_even_a_stranger_and_an_armed_one_closes_by_itself() -> R
     ensure!(other.send_to(b"x", (ROUTER, 51820)).is_ok(), "other ports are no matter of the fence");
     ensure!(fence::dropped(&mut world.firewall, &world.tunnel)? == 2, "the fence counts");
 
-    let arm = |left| fence::arm(&world.tunnel, 51820, Duration::from_millis(left)).context("too short");
+    let arm = |left| fence::lead(&world.tunnel, 51820, Duration::from_millis(left), false).context("too short");
     world.firewall.commit(&arm(2000)?)?;
     ensure!(speaks()?, "an armed fence is open");
     until("the fence closes by itself", || Ok(!speaks()?))?;
@@ -250,7 +249,7 @@ fn a_fence_counts_what_the_hub_sends_to_indexes_that_were_never_ours() -> Result
     world.pod.sh("ip addr add fd00::5/64 dev eth0 nodad")?;
     let ours = world.pod.run(|| Ok(UdpSocket::bind("[::]:51820")?))?;
     world.firewall.commit(&fence::raise(&world.tunnel, 51820))?;
-    let arm = fence::arm(&world.tunnel, 51820, Duration::from_secs(60)).context("too short")?;
+    let arm = fence::lead(&world.tunnel, 51820, Duration::from_secs(60), false).context("too short")?;
     world.firewall.commit(&arm)?;
     let mut expected = 0;
     for (host, stranger, pod) in [("10.244.0.1", "10.244.0.11", "10.244.0.5"), ("[fd00::1]", "", "[fd00::5]")] {
@@ -543,11 +542,28 @@ fn udp_flows_to_a_vanished_backend_go_on_to_another_and_tcp_flows_stay() -> Resu
 
 #[test]
 #[ignore = "needs root"]
-fn replacing_the_tables_under_traffic_loses_no_packet() -> Result<()> {
+fn changing_the_forwards_under_traffic_loses_no_packet() -> Result<()> {
     let mut world = World::new()?;
     world.serve(8080)?;
-    let forwards: Forwards = [(vip_port(Protocol::Udp, 80), forward(&all_backends(8080)))].into();
-    world.apply(&forwards)?;
+    let udp = |backends: &[SocketAddrV4]| (vip_port(Protocol::Udp, 80), forward(backends));
+    let [b0, b1, b2] = [0, 1, 2].map(|number| backend(number, 8080));
+    let mut gated = udp(&[b0, b2]);
+    gated.1.source_ranges = vec!["198.51.100.0/24".parse()?];
+    let mut loyal = udp(&[b1, b2]);
+    loyal.1.client_ip_affinity = true;
+    let neighbour = (vip_port(Protocol::Udp, 80 + 64), forward(&[b0, b1]));
+    let all: [Forwards; 7] = [
+        [udp(&[b0, b1, b2])].into(),
+        [udp(&[b1, b2]), neighbour.clone()].into(),
+        [gated].into(),
+        [udp(&[b2])].into(),
+        [loyal, neighbour].into(),
+        [udp(&[b0, b1])].into(),
+        [udp(&[b0])].into(),
+    ];
+    world.apply(&all[0])?;
+    let (other, other_vip) = (TunnelName::new("wg1").context("no name")?, Ipv4Addr::new(10, 200, 0, 2));
+    let other_slot = Slot::new(2).context("no slot")?;
     let busy = std::sync::atomic::AtomicBool::new(true);
     let client = world.client.clone();
     let answered = thread::scope(|scope| -> Result<u32> {
@@ -564,23 +580,80 @@ fn replacing_the_tables_under_traffic_loses_no_packet() -> Result<()> {
                 Ok(answered)
             })
         });
-        let other = TunnelName::new("wg1").context("no name")?;
-        for _ in 0..300 {
-            world.apply(&forwards)?;
-            let plan = Plan {
-                tunnel: &other,
-                slot: Slot::new(2).context("no slot")?,
-                vip: Ipv4Addr::new(10, 200, 0, 2),
-                pod_nic: "eth0",
-                mtu: MTU,
-                forwards: &forwards,
-            };
+        let changed = all.iter().cycle().take(1000).try_for_each(|forwards| {
+            ensure!(world.apply(forwards)? == Applied::Difference, "replaced");
+            let plan = Plan { tunnel: &other, slot: other_slot, vip: other_vip, pod_nic: "eth0", mtu: MTU, forwards };
             ruleset::apply(&mut world.firewall, &plan)?;
-        }
+            Ok(())
+        });
         busy.store(false, std::sync::atomic::Ordering::Relaxed);
+        changed?;
         asking.join().map_err(|_| anyhow::anyhow!("panicked"))?
     })?;
     ensure!(answered > 100, "hardly any traffic: {answered}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn after_many_differences_the_kernel_has_what_the_firewall_believes() -> Result<()> {
+    let mut world = World::new()?;
+    // Everything changes now and then: ports, backends, ranges, affinity.
+    let forwards = |round: u16| -> Forwards {
+        (0..200u16)
+            .filter(|port| (port + round) % 7 > 0)
+            .map(|port| {
+                let changes = if port % 3 == 0 { round } else { round / 8 };
+                let backends =
+                    (0..(port + changes) % 5).map(|n| backend(u8::try_from(n % 3).unwrap_or(0), 1 + n + changes % 2));
+                let mut forward = forward(&backends.collect::<Vec<_>>());
+                forward.client_ip_affinity = (port + changes) % 40 == 0;
+                forward.source_ranges =
+                    (0..(port + changes) % 3).filter_map(|n| format!("10.{n}.0.0/16").parse().ok()).collect();
+                let protocol = if port % 2 == 0 { Protocol::Tcp } else { Protocol::Udp };
+                (vip_port(protocol, 1000 + port), forward)
+            })
+            .collect()
+    };
+    world.apply(&forwards(0))?;
+    for round in 1..60 {
+        ensure!(world.apply(&forwards(round))? == Applied::Difference, "round {round}");
+        ensure!(ruleset::stands(&mut world.firewall, &world.tunnel)?, "round {round}: without looking");
+        world.pod.sh(&format!("nft add table inet elsewhere{round}"))?;
+        ensure!(ruleset::stands(&mut world.firewall, &world.tunnel)?, "round {round}: looked at");
+    }
+    let words = |world: &World| -> Result<Vec<String>> {
+        let listed = world.pod.sh("nft list ruleset")?;
+        let mut words: Vec<String> = listed.split([',', '\n']).map(|word| word.trim().to_owned()).collect();
+        words.sort();
+        Ok(words)
+    };
+    let changed = words(&world)?;
+    let believed = world.firewall.written("wirevip_wg0").context("nothing believed")?;
+    world.firewall.commit(&Transaction::replace((*believed).clone()))?;
+    let replaced = words(&world)?;
+    ensure!(replaced.len() > 500, "hardly anything there");
+    let differing: Vec<_> = changed.iter().zip(&replaced).filter(|(a, b)| a != b).take(5).collect();
+    ensure!(changed.len() == replaced.len() && differing.is_empty(), "{differing:?}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_difference_to_what_an_outsider_took_away_becomes_the_whole_table_at_once() -> Result<()> {
+    let mut world = World::new()?;
+    world.serve(8080)?;
+    let some: Forwards = [(vip_port(Protocol::Udp, 80), forward(&all_backends(8080)))].into();
+    let fewer: Forwards = [(vip_port(Protocol::Udp, 80), forward(&[backend(0, 8080), backend(1, 8080)]))].into();
+    for harm in ["nft delete table inet wirevip_wg0", "nft flush map inet wirevip_wg0 backends-16", "nft flush ruleset"]
+    {
+        world.apply(&some)?;
+        world.pod.sh(harm)?;
+        ensure!(world.apply(&fewer)? == Applied::Whole, "{harm}");
+        ensure!(ruleset::stands(&mut world.firewall, &world.tunnel)?, "{harm}: put back");
+        world.client.run(|| Ok(ask_udp(CLIENT, 80)?))?;
+        ensure!(world.apply(&some)? == Applied::Difference, "{harm}: and on from there");
+    }
     Ok(())
 }
 
@@ -590,15 +663,20 @@ fn what_an_outsider_takes_away_is_noticed_and_what_he_adds_elsewhere_is_not() ->
     let mut world = World::new()?;
     let forwards: Forwards = [(vip_port(Protocol::Udp, 80), forward(&all_backends(8080)))].into();
     ensure!(!ruleset::stands(&mut world.firewall, &world.tunnel)?, "never written");
+    let mut more = forwards.clone();
+    more.insert(vip_port(Protocol::Tcp, 81), forward(&all_backends(8080)));
     for harm in [
         "nft flush ruleset",
         "nft delete table inet TABLE",
         "nft flush chain inet TABLE guard-in",
         "nft delete element inet TABLE ports { udp . 80 }",
+        "nft delete element inet TABLE ports { tcp . 81 }",
+        "nft delete element inet TABLE backends-16 { 0x40140001 }",
         "nft add rule inet TABLE translate accept",
         "nft add table inet TABLE { flags dormant ; }",
     ] {
         world.apply(&forwards)?;
+        ensure!(world.apply(&more)? == Applied::Difference, "to be noticed too");
         world.firewall.commit(&fence::raise(&world.tunnel, 51820))?;
         let fence = ruleset::fence_table(&world.tunnel);
         let stands = |world: &mut World| -> Result<(bool, bool)> {
@@ -616,6 +694,24 @@ fn what_an_outsider_takes_away_is_noticed_and_what_he_adds_elsewhere_is_not() ->
         }
         ensure!(stands(&mut world)? == (false, harm != "nft flush ruleset"), "{harm}");
     }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn clones_of_a_firewall_know_what_each_other_wrote() -> Result<()> {
+    let mut world = World::new()?;
+    let mut other = world.firewall.clone();
+    let forwards: Forwards = [(vip_port(Protocol::Udp, 80), forward(&all_backends(8080)))].into();
+    world.apply(&forwards)?;
+    other.commit(&fence::raise(&world.tunnel, 51820))?;
+    let (table, fence) = (ruleset::forwards_table(&world.tunnel), ruleset::fence_table(&world.tunnel));
+    for firewall in [&mut world.firewall, &mut other] {
+        ensure!(firewall.intact(&table)? && firewall.intact(&fence)?, "one of them does not know");
+    }
+    world.pod.sh(&format!("nft flush chain inet {table} guard-in"))?;
+    ensure!(!other.intact(&table)? && other.intact(&fence)?, "an outsider's change is found by either");
+    ensure!(!world.firewall.intact(&table)? && world.firewall.intact(&fence)?, "and then known to both");
     Ok(())
 }
 

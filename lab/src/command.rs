@@ -39,6 +39,9 @@ enum Command {
     },
     /// Measure gaps over many runs, and what a pod costs
     Bench {
+        /// Measure this alone.
+        #[arg(value_name = "WHAT")]
+        only: Option<bench::Part>,
         #[command(flatten)]
         world: WorldArgs,
         /// Runs of each kind of takeover.
@@ -109,7 +112,7 @@ pub fn run() -> Result<ExitCode> {
     }
     let done = match &args.command {
         Command::Demo { world } => demo::run(world.spec()?),
-        Command::Bench { world, runs } => bench::run(world.spec()?, *runs),
+        Command::Bench { only, world, runs } => bench::run(world.spec()?, *only, *runs),
         Command::Up { world } => up::run(world.spec()?),
         Command::Referee { record } => return referee::run(record),
     };

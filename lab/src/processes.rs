@@ -75,6 +75,11 @@ impl Processes {
         Ok(process)
     }
 
+    /// All that was ever printed here.
+    pub fn logs(&self) -> String {
+        locked(&self.started).iter().map(|process| process.log() + "\n").collect()
+    }
+
     /// The ids of all that were ever started here.
     pub fn ids(&self) -> Vec<i32> {
         locked(&self.started).iter().map(Process::id).collect()

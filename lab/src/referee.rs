@@ -294,6 +294,9 @@ impl Tunnel {
             self.hub_heard = true;
             self.close_return(at);
         } else if self.hub_heard {
+            if self.back.as_ref().is_some_and(|back| back.to != to) {
+                self.close_return(at);
+            }
             let new = Back { to, from: at, last: at, packets: 0, over: None };
             let back = self.back.get_or_insert(new);
             back.last = at;

@@ -69,6 +69,14 @@ impl Topology {
         Ok(Self { client, internet, gateway, control, hubs, nodes, pods, backends: backend_pods })
     }
 
+    /// The NAT forgets every flow; from now on it gives ports from the other half of each pod's range (`true`), or of
+    /// the whole again.
+    pub fn remap(&self, other_half: bool) -> Result<()> {
+        let sidecars = u8::try_from(self.pods.len())?;
+        self.gateway.nft(&format!("delete table ip gateway\n{}", nat_rules(sidecars, other_half)))?;
+        self.gateway.sh("conntrack -F").map(drop)
+    }
+
     /// All of them.
     pub fn all(&self) -> Vec<&Netns> {
         let alone = [&self.client, &self.internet, &self.gateway, &self.control];
@@ -98,15 +106,16 @@ fn lay_gateway(internet: &Netns, sidecars: u8) -> Result<Netns> {
         "link set lan up".into(),
         format!("addr add {}/24 dev lan", plan::LAN_GATEWAY),
     ])?;
-    gateway.nft(&nat_rules(sidecars))?;
+    gateway.nft(&nat_rules(sidecars, false))?;
     Ok(gateway)
 }
 
 /// Everybody gets out, nobody gets in; each sidecar's UDP gets public ports of its own range.
-fn nat_rules(sidecars: u8) -> String {
+fn nat_rules(sidecars: u8, other_half: bool) -> String {
     let mut ports = String::new();
     for number in 1..=sidecars {
         let (first, last) = plan::nat_ports(number);
+        let first = if other_half { first + (last - first) / 2 } else { first };
         let _ = writeln!(
             ports,
             "oifname wan ip saddr {} meta l4proto udp snat to {}:{first}-{last}",

@@ -164,6 +164,8 @@ pub struct World {
     pub topology: Topology,
     /// What it was asked to be, with the keys filled in.
     pub spec: WorldSpec,
+    /// The longest that the lab kept a packet on its way so far, on purpose.
+    pub(crate) detour: Duration,
     began: Instant,
     processes: Arc<Processes>,
     _runtime: Runtime,
@@ -277,6 +279,7 @@ impl World {
             nodes,
             topology,
             spec,
+            detour: Duration::ZERO,
             began,
             processes,
             _runtime: runtime,
@@ -308,6 +311,11 @@ impl World {
 
     /// For processes of a test's own: they end with the world.
     pub fn processes(&self) -> &Processes {
+        &self.processes
+    }
+
+    /// The same, for those who start more.
+    pub(crate) fn shared_processes(&self) -> &Arc<Processes> {
         &self.processes
     }
 

@@ -279,13 +279,15 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             mtu: plan.mtu,
             forwards: &forwards,
         };
-        ruleset::apply(&mut self.firewall, &rules)?;
-        if let Some(old) = self.controller.applied() {
+        let applied = ruleset::apply(&mut self.firewall, &rules)?;
+        let old = self.controller.applied();
+        if let Some(old) = old {
             let gone = ruleset::vanished(old, &forwards, plan.vip);
             if !gone.is_empty() {
                 self.firewall.forget(&Forget::Flows(gone))?;
             }
-        } else if self.controller.linked() {
+        }
+        if (old.is_none() || applied == ruleset::Applied::Whole) && self.controller.linked() {
             // Put back beside a living link: what came in meanwhile entered conntrack untranslated, and would stay lost.
             self.firewall.forget(&Forget::Untranslated(plan.vip))?;
         }

@@ -11,10 +11,18 @@ use crate::tunnel::LinkPlan;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Fence {
     Absent,
-    Closed { port: u16 },
+    Closed {
+        port: u16,
+    },
     /// Answers, and begins nothing. `foreign`: whether another session than ours was seen, once that was asked.
-    Held { port: u16, foreign: Option<bool> },
-    Armed { port: u16, until: Moment },
+    Held {
+        port: u16,
+        foreign: Option<bool>,
+    },
+    Armed {
+        port: u16,
+        until: Moment,
+    },
 }
 
 #[derive(Clone, Debug)]

@@ -28,11 +28,13 @@ const SILENCE_OTHERWISE: Duration = Duration::from_secs(15);
 const ANSWERS_IN_A_ROW: u8 = 2;
 /// A session that was held is given up when the hub is not heard in it so long after the pod leads on.
 const RESUMED: Duration = READ_AFTER_PROBE;
-/// A hub that a predecessor may still pull back is spoken to this often,
-const INSIST_EVERY: Duration = Duration::from_millis(50);
+/// A hub that a predecessor may still pull back is spoken to at waits that grow from the first to the second of these,
+const INSIST_EVERY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(50));
 /// for so long after the first handshake and after the second. The second makes the hub forget the predecessor's
-/// session (design.md, "Fence and hold").
-const INSIST_FOR: [Duration; 2] = [Duration::from_secs(1), Duration::from_millis(500)];
+/// session: after one the predecessor pulled the hub back each time, after two never (docs/decisions.md).
+const INSIST_FOR: [Duration; 2] = [Duration::from_millis(30), Duration::from_millis(1500)];
+/// The first wait before a handshake is kicked there: the hub's answer may have gone to the predecessor.
+const KICK_INSISTING: Duration = Duration::from_millis(100);
 /// The second handshake does not count as an interruption for so long.
 const REASSURING: Duration = Duration::from_secs(1);
 
@@ -67,6 +69,7 @@ pub(super) struct Pulse {
     /// The pod leads on after a hold; nothing was heard since.
     resumed: Option<Moment>,
     insistence: Insistence,
+    insist_wait: Duration,
 }
 
 /// How far the pulse is in winning the hub from a predecessor that did not give its Lease back.
@@ -94,13 +97,14 @@ impl Pulse {
             Insistence::Since { round, .. } => Insistence::Next { round },
             other => other,
         };
+        let kick_wait = if insistence == Insistence::Needless { KICK.0 } else { KICK_INSISTING };
         *self = Self {
             peer_since: now,
             heard: now,
             next_read: now + READ_RISING,
             next_probe: now + PROBE_EVERY,
-            next_kick: now + KICK.0,
-            kick_wait: KICK.0,
+            next_kick: now + kick_wait,
+            kick_wait,
             answers,
             insistence,
             // The counters are the link's, and go on.
@@ -174,6 +178,7 @@ impl Pulse {
             self.next_probe = now;
             if let Insistence::Next { round } = self.insistence {
                 self.insistence = Insistence::Since { round, handshake: now };
+                self.insist_wait = INSIST_EVERY.0;
             }
         }
         if let Insistence::Since { round, handshake } = self.insistence
@@ -201,7 +206,7 @@ impl Pulse {
 
     fn read_every(&self, now: Moment) -> Duration {
         match self.answered() {
-            true if self.insists() => INSIST_EVERY,
+            true if self.insists() => self.insist_wait,
             true => Duration::from_secs(1),
             false if now.since(self.peer_since) < Duration::from_secs(2) => READ_RISING,
             false => READ_WAITING,
@@ -217,7 +222,8 @@ impl Pulse {
     pub(super) fn probed(&mut self, now: Moment) {
         if self.insists() {
             // Spoken to be heard, not to be answered.
-            self.next_probe = now + INSIST_EVERY;
+            self.next_probe = now + self.insist_wait;
+            self.insist_wait = (self.insist_wait * 2).min(INSIST_EVERY.1);
             return;
         }
         self.probe_sent_at = Some(self.stats.received);

@@ -10,7 +10,7 @@ use crate::tunnel::{LinkPlan, LinkStats};
 pub enum Step {
     /// Tell the campaign that this pod may be heard from now on.
     Speak,
-    /// Replace the forwards table, and forget the UDP flows towards backends that are gone.
+    /// Make the forwards table what it should be, and forget the UDP flows towards backends that are gone.
     ApplyForwards(Arc<LinkPlan>),
     /// Write the fence, closed, for this port.
     RaiseFence {

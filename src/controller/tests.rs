@@ -284,7 +284,12 @@ fn a_failing_step_is_tried_again_ever_more_slowly_and_then_another_pod_may_try()
 fn who_gave_way_raises_nothing_until_its_next_tenure_and_then_tries_before_it_gives_way_again() {
     let mut controller = standby();
     let tenure = |since, until| {
-        Event::Leadership(Leadership::Leading(Tenure { since: at(since), until: at(until), transitions: 1, clean: true }))
+        Event::Leadership(Leadership::Leading(Tenure {
+            since: at(since),
+            until: at(until),
+            transitions: 1,
+            clean: true,
+        }))
     };
     controller.handle(tenure(0, 60_000), at(0));
     let (mut now, mut down) = (at(0), vec![]);
@@ -344,6 +349,30 @@ fn an_unanswered_handshake_is_kicked_at_250_ms_and_then_at_growing_waits() {
     assert_eq!(kicks[..4], [250, 650, 1290, 2314]);
     let last: Vec<_> = kicks.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(last.ends_with(&[5000]), "no wait grows beyond 5 s: {last:?}");
+}
+
+#[test]
+fn a_handshake_completes_at_any_round_trip_time_up_to_half_a_second() {
+    for (round_trip, within) in [(1, 10), (100, 110), (280, 540), (500, 1160)] {
+        let mut controller = standby();
+        controller.handle(leading(at(60_000)), at(0));
+        let (mut now, mut sent) = (at(0), None);
+        // A fresh peer forgets the handshake before it: only the last one's answer counts.
+        while !controller.serves(now) {
+            match controller.next(now) {
+                Next::Do(step) => {
+                    if matches!(step, Step::SetPeer(_) | Step::Kick(_)) {
+                        sent = Some(now);
+                    }
+                    let answered = sent.is_some_and(|sent| now.since(sent) >= Duration::from_millis(round_trip));
+                    controller.done(&step, outcome(&step, answered), now);
+                }
+                Next::WaitUntil(then) => now = then,
+                Next::Finished => panic!("not asked to stop"),
+            }
+            assert!(now <= at(within), "no handshake within {within} ms at {round_trip} ms");
+        }
+    }
 }
 
 /// Runs a leader whose hub stops answering at `silent_from`; gives the time at which the peer is made fresh.

@@ -1,7 +1,7 @@
 //! The tunnels that this pod may lead: one actor, one campaign and one resolver each, made and ended as the Secret says.
 //!
-//! They share nothing but the watches (I5). An actor that leaves is waited for by those that come after it, since they
-//! may want its port or its name.
+//! They share the watches and the way to the kernel, nothing else (I5). An actor that leaves is waited for by those that
+//! come after it, since they may want its port or its name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -39,6 +39,7 @@ pub(super) struct Parts {
     pub(super) clock: Arc<BootClock>,
     pub(super) links: Arc<SystemLinks>,
     pub(super) net: Arc<KernelNet>,
+    pub(super) firewall: NetlinkFirewall,
     pub(super) metrics: Metrics,
     pub(super) board: Arc<Board>,
     pub(super) connection: Connection,
@@ -237,19 +238,12 @@ impl Fleet {
                 return;
             }
         };
-        let firewall = match NetlinkFirewall::open() {
-            Ok(firewall) => firewall,
-            Err(error) => {
-                tracing::error!(tunnel = %name, %error, "the tunnel cannot be run");
-                return;
-            }
-        };
         let ear = self.herald.listen(&name, snapshot_rx.clone());
         let mut controller = Controller::new(slot, parts.nic.borrow().clone(), tunnel);
         if parts.config.hold {
             controller = controller.holding(&parts.board.pod().identity);
         }
-        let kernel = (Arc::clone(&parts.links), Arc::clone(&parts.net), firewall);
+        let kernel = (Arc::clone(&parts.links), Arc::clone(&parts.net), parts.firewall.clone());
         let actor = Actor::new(controller, kernel, parts.clock.clone(), campaign, inputs, outputs);
         let (predecessors, board) = (std::mem::take(&mut self.leaving), Arc::clone(&parts.board));
         let actor = tokio::spawn({

@@ -7,7 +7,7 @@ use crate::clock::Moment;
 /// For so long after its first handshake with us a hub may still use the session of our predecessor.
 const SETTLING: Duration = Duration::from_secs(2);
 
-/// Reckons with readings of [`super::foreign`]: which of those packets were meant for another program that uses our key.
+/// Reckons with readings of [`super::foreign()`]: which of those packets were meant for another program that uses our key.
 /// After a takeover, or a restart in the same pod, the hub goes on with the old session until the first packet in the
 /// new one reaches it. So only what came [`SETTLING`] after the present peer's first handshake counts; and of a fence
 /// that was put up beside a living session, which it does not know, only from its next handshake on.

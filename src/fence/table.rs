@@ -153,9 +153,9 @@ pub(super) fn render(tunnel: &TunnelName, port: u16, times: &Times) -> Table {
             base("listening", Hook::Input, vec![rule([say::udp_to(port), jump(HEAR)])]),
             inner(HEAR, hear()),
             inner(LISTEN, listen()),
-            inner(OURS, FAMILIES.iter().map(|family| rule([family.from(), family.learn(HEARD)])).collect()),
-            inner(CALLED, FAMILIES.iter().map(called).collect()),
-            inner(OTHER, FAMILIES.iter().map(from_the_hub).collect()),
+            inner(OURS, ours()),
+            inner(CALLED, hubs_only(OURS)),
+            inner(OTHER, hubs_only(STRANGE)),
             inner(STRANGE, strange()),
         ],
     }
@@ -234,12 +234,17 @@ fn listen() -> Vec<Rule> {
     ours.into_iter().chain([begun(INITIATION, CALLED)]).chain(others).collect()
 }
 
-fn called(family: &Family) -> Rule {
-    rule([family.from(), family.among(HUB), family.learn(HEARD)])
+/// Heard, unless the hub has just spoken to another: what comes to us so soon after that may be the last of a session
+/// that ends. (A successor's first handshake may be answered to us, who spoke in between, while data is still ours.)
+fn ours() -> Vec<Rule> {
+    let silenced =
+        FAMILIES.iter().map(|family| rule([family.from(), family.among(FOREIGN), say::verdict(Verdict::Return)]));
+    silenced.chain(FAMILIES.iter().map(|family| rule([family.from(), family.learn(HEARD)]))).collect()
 }
 
-fn from_the_hub(family: &Family) -> Rule {
-    rule([family.from(), family.among(HUB), goto(STRANGE)])
+/// Others may call and speak as they like.
+fn hubs_only(chain: &str) -> Vec<Rule> {
+    FAMILIES.iter().map(|family| rule([family.from(), family.among(HUB), goto(chain)])).collect()
 }
 
 /// The hub speaks to another. Whoever holds falls silent. A leader goes on: it may be his predecessor's session, until

@@ -2,21 +2,19 @@
 //!
 //! Attribute numbers that netlink-packet-netfilter does not name are from `linux/netfilter/nf_tables.h`.
 
-use std::time::Duration;
-
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED, NLM_F_APPEND, NLM_F_CREATE};
 use netlink_packet_netfilter::nftables::{
-    Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, ExpressionAttribute, Expressions, Hook as HookAttribute,
-    HookNumber, Immediate, InetHookNumber, ListAttribute, Lookup, Meta as MetaAttribute, MetaKey, NfTablesMessage,
-    Operator, Payload, Register, RuleAttribute, RuleMessage, SetAttribute, SetDescription, SetElementAttribute,
-    SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage, Verdict as Code,
-    VerdictAttribute,
+    ChainAttribute, ChainMessage, Hook as HookAttribute, HookNumber, InetHookNumber, NfTablesMessage, RuleAttribute,
+    RuleMessage, SetAttribute, SetMessage, TableAttribute, TableMessage,
 };
 
-use super::model::{
-    Chain, ChainKind, Ct, Datatype, Element, ElementValue, Expr, Header, Hook, Meta, Refusal, Reg, Rule, Set, SetValue,
-    Step, Table, Transaction, Verdict,
-};
+use self::expressions::expression;
+use self::sets::{element, elements_of, key_of, new_set};
+use super::model::{Base, ChainKind, Element, Hook, Rule, Set, Table};
+use super::steps::{Edit, Step, Transaction};
+
+mod expressions;
+mod sets;
 
 /// Elements a message: an attribute is at most 64 KiB long, and one element with a chain's name takes about 80 bytes.
 const CHUNK: usize = 400;
@@ -51,6 +49,7 @@ pub(super) fn messages(transaction: &Transaction) -> Vec<Message> {
                 );
                 add_elements(&mut out, table, set, elements);
             }
+            Step::Edit { table, edits } => edits.iter().for_each(|each| edit(&mut out, table, each)),
         }
     }
     out
@@ -73,20 +72,63 @@ fn fill(out: &mut Vec<Message>, table: &Table) {
         push(out, new_counter(name, counter), NLM_F_CREATE, format!("adding counter {counter} to table {name}"));
     }
     for set in sets {
-        push(out, new_set(name, set), NLM_F_CREATE, format!("adding set {} to table {name}", set.name));
+        add_set(out, name, set);
     }
     // All chains before all that may name them.
     for chain in chains {
-        push(out, new_chain(name, chain), NLM_F_CREATE, format!("adding chain {} to table {name}", chain.name));
+        add_chain(out, name, &chain.name, chain.base);
     }
     for set in sets {
         add_elements(out, name, &set.name, &set.elements);
     }
     for chain in chains {
-        for (number, rule) in chain.rules.iter().enumerate() {
-            let about = format!("adding rule {number} to chain {} of table {name}", chain.name);
-            push(out, new_rule(name, &chain.name, rule), NLM_F_CREATE | NLM_F_APPEND, about);
+        add_rules(out, name, &chain.name, &chain.rules);
+    }
+}
+
+fn edit(out: &mut Vec<Message>, table: &str, edit: &Edit) {
+    match edit {
+        Edit::AddSet(set) => add_set(out, table, set),
+        Edit::AddChain(chain) => add_chain(out, table, chain, None),
+        Edit::AddElements { set, elements } => add_elements(out, table, set, elements),
+        Edit::Rewrite { chain, rules } => {
+            let all = vec![RuleAttribute::Table(table.to_owned()), RuleAttribute::Chain(chain.clone())];
+            let all = NfTablesMessage::DeleteRule(RuleMessage { attributes: all });
+            push(out, all, 0, format!("emptying chain {chain} of table {table}"));
+            add_rules(out, table, chain, rules);
         }
+        Edit::DropElements { set, elements } => {
+            for chunk in elements.chunks(CHUNK) {
+                let list = elements_of(table, set, chunk.iter().map(key_of).collect());
+                let about = format!("deleting from set {set} of table {table}");
+                push(out, NfTablesMessage::DeleteSetElement(list), 0, about);
+            }
+        }
+        Edit::DropChain(chain) => {
+            let attributes = vec![ChainAttribute::Table(table.to_owned()), ChainAttribute::Name(chain.clone())];
+            let about = format!("deleting chain {chain} of table {table}");
+            push(out, NfTablesMessage::DeleteChain(ChainMessage { attributes }), 0, about);
+        }
+        Edit::DropSet(set) => {
+            let attributes = vec![SetAttribute::Table(table.to_owned()), SetAttribute::Name(set.clone())];
+            let about = format!("deleting set {set} of table {table}");
+            push(out, NfTablesMessage::DeleteSet(SetMessage { attributes }), 0, about);
+        }
+    }
+}
+
+fn add_set(out: &mut Vec<Message>, table: &str, set: &Set) {
+    push(out, new_set(table, set), NLM_F_CREATE, format!("adding set {} to table {table}", set.name));
+}
+
+fn add_chain(out: &mut Vec<Message>, table: &str, chain: &str, base: Option<Base>) {
+    push(out, new_chain(table, chain, base), NLM_F_CREATE, format!("adding chain {chain} to table {table}"));
+}
+
+fn add_rules(out: &mut Vec<Message>, table: &str, chain: &str, rules: &[Rule]) {
+    for (number, rule) in rules.iter().enumerate() {
+        let about = format!("adding rule {number} to chain {chain} of table {table}");
+        push(out, new_rule(table, chain, rule), NLM_F_CREATE | NLM_F_APPEND, about);
     }
 }
 
@@ -99,33 +141,6 @@ fn add_elements(out: &mut Vec<Message>, table: &str, set: &str, elements: &[Elem
 
 pub(super) fn table_named(name: &str) -> TableMessage {
     TableMessage { attributes: vec![TableAttribute::Name(name.to_owned())] }
-}
-
-fn elements_of(table: &str, set: &str, elements: Vec<ListAttribute<SetElementAttribute>>) -> SetElementMessage {
-    let mut attributes = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(set.to_owned())];
-    // Without a list at all, a deletion takes everything.
-    if !elements.is_empty() {
-        attributes.push(SetElementList::Elements(elements));
-    }
-    SetElementMessage { attributes }
-}
-
-fn element(element: &Element) -> ListAttribute<SetElementAttribute> {
-    let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(element.key.clone()))];
-    if let Some(value) = &element.value {
-        attributes.push(SetElementAttribute::Data(match value {
-            ElementValue::Verdict(verdict) => verdict_data(verdict),
-            ElementValue::Data(bytes) => DataAttribute::Value(bytes.clone()),
-        }));
-    }
-    if let Some(timeout) = element.timeout {
-        attributes.push(SetElementAttribute::Timeout(milliseconds(timeout)));
-    }
-    ListAttribute::Element(attributes)
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn new_counter(table: &str, name: &str) -> NfTablesMessage {
@@ -144,76 +159,9 @@ pub(super) fn get_counter(table: &str, name: &str) -> NfTablesMessage {
     NfTablesMessage::GetObject(vec![text(1, table), text(2, name), number(3, NFT_OBJECT_COUNTER)])
 }
 
-fn new_set(table: &str, set: &Set) -> NfTablesMessage {
-    const VERDICT: u32 = 0xffff_ff00;
-    let mut flags = SetFlags::empty();
-    let mut attributes = vec![
-        SetAttribute::Table(table.to_owned()),
-        SetAttribute::Name(set.name.clone()),
-        SetAttribute::KeyType(type_of(&set.key)),
-        SetAttribute::KeyLen(length_of(&set.key)),
-        SetAttribute::Id(1),
-    ];
-    if set.key == [Datatype::Number] {
-        // For nft's listing alone: `NFTNL_UDATA_SET_KEYBYTEORDER`, four bytes, host order. Else slot 1 reads 0x1000000.
-        let mut order = vec![0, 4];
-        order.extend(1u32.to_ne_bytes());
-        attributes.push(SetAttribute::UserData(order));
-    }
-    match &set.value {
-        SetValue::Nothing => {}
-        SetValue::Verdict => {
-            flags |= SetFlags::Map;
-            attributes.push(SetAttribute::DataType(VERDICT));
-        }
-        SetValue::Data(types) => {
-            flags |= SetFlags::Map;
-            attributes.push(SetAttribute::DataType(type_of(types)));
-            attributes.push(SetAttribute::DataLen(length_of(types)));
-        }
-    }
-    if let Some(timeout) = set.timeout {
-        flags |= SetFlags::Timeout;
-        attributes.push(SetAttribute::Timeout(milliseconds(timeout)));
-    }
-    if set.learns.is_some() {
-        flags |= SetFlags::Eval;
-    }
-    // A set of known size gets the kernel's plain hash table, which is faster to fill and to look up; one that learns
-    // would grow for ever without.
-    let filled = || u32::try_from(set.elements.len().max(1)).unwrap_or(u32::MAX);
-    if let Some(size) = set.learns.or_else(|| set.timeout.is_none().then(filled)) {
-        attributes.push(SetAttribute::Description(vec![SetDescription::Size(size)]));
-    }
-    attributes.push(SetAttribute::Flags(flags));
-    NfTablesMessage::NewSet(SetMessage { attributes })
-}
-
-/// nft's own numbers for types (`enum datatypes`), six bits each; the kernel keeps them for nft's listing.
-fn type_of(types: &[Datatype]) -> u32 {
-    types.iter().fold(0, |all, datatype| {
-        let one = match datatype {
-            Datatype::Ipv4 => 7,
-            Datatype::Ipv6 => 8,
-            Datatype::Protocol => 12,
-            Datatype::Port => 13,
-            // "mark": the one 32-bit number in the machine's own order.
-            Datatype::Number => 19,
-        };
-        all << 6 | one
-    })
-}
-
-fn length_of(types: &[Datatype]) -> u32 {
-    match types {
-        [one] => one.bytes(),
-        several => several.iter().map(|datatype| datatype.bytes().next_multiple_of(4)).sum(),
-    }
-}
-
-fn new_chain(table: &str, chain: &Chain) -> NfTablesMessage {
-    let mut attributes = vec![ChainAttribute::Table(table.to_owned()), ChainAttribute::Name(chain.name.clone())];
-    if let Some(base) = chain.base {
+fn new_chain(table: &str, chain: &str, base: Option<Base>) -> NfTablesMessage {
+    let mut attributes = vec![ChainAttribute::Table(table.to_owned()), ChainAttribute::Name(chain.to_owned())];
+    if let Some(base) = base {
         let hook = match base.hook {
             Hook::Prerouting => InetHookNumber::PreRouting,
             Hook::Input => InetHookNumber::LocalIn,
@@ -244,188 +192,6 @@ fn new_rule(table: &str, chain: &str, rule: &Rule) -> NfTablesMessage {
     })
 }
 
-fn expression(expr: &Expr) -> ListAttribute<ExpressionAttribute> {
-    match expr {
-        Expr::Meta(key, to) => Expressions::Meta(vec![
-            MetaAttribute::Key(meta_key(*key)),
-            MetaAttribute::DestinationRegister(register(*to)),
-        ])
-        .into(),
-        Expr::SetMark(from) => {
-            Expressions::Meta(vec![MetaAttribute::Key(MetaKey::Mark), MetaAttribute::SourceRegister(register(*from))])
-                .into()
-        }
-        Expr::Ct(key, to) => other("ct", vec![number(2, ct_key(*key)), reg(1, *to)]),
-        Expr::SetCtMark(from) => other("ct", vec![number(2, ct_key(Ct::Mark)), reg(4, *from)]),
-        Expr::Payload { base, offset, len, to } => {
-            let base = match base {
-                Header::Network => 1,
-                Header::Transport => 2,
-            };
-            Expressions::Payload(vec![
-                Payload::DestinationRegister(register(*to)),
-                Payload::Base(base),
-                Payload::Offset(*offset),
-                Payload::Len(*len),
-            ])
-            .into()
-        }
-        Expr::Bits { reg, mask, xor } => Expressions::Bitwise(vec![
-            Bitwise::SourceRegister(register(*reg)),
-            Bitwise::DestinationRegister(register(*reg)),
-            Bitwise::Length(u32::try_from(mask.len()).unwrap_or(u32::MAX)),
-            Bitwise::Mask(DataAttribute::Value(mask.clone())),
-            Bitwise::Xor(DataAttribute::Value(xor.clone())),
-        ])
-        .into(),
-        Expr::Equal(from, bytes) => compare(*from, Operator::Equal, bytes),
-        Expr::Differ(from, bytes) => compare(*from, Operator::NotEqual, bytes),
-        Expr::Load(to, bytes) => Expressions::Immediate(vec![
-            Immediate::DestinationRegister(register(*to)),
-            Immediate::Data(DataAttribute::Value(bytes.clone())),
-        ])
-        .into(),
-        Expr::Contains { set, key } => lookup(set, *key, None),
-        Expr::Learn { set, key, timeout } => {
-            const NFT_DYNSET_OP_UPDATE: u32 = 1;
-            let mut attributes = vec![text(1, set), number(3, NFT_DYNSET_OP_UPDATE), reg(4, *key)];
-            attributes.extend(timeout.map(|timeout| long(6, milliseconds(timeout))));
-            other("dynset", attributes)
-        }
-        Expr::Lookup { map, key, to } => lookup(map, *key, Some(register(*to))),
-        Expr::VerdictMap { map, key } => lookup(map, *key, Some(Register::Verdict)),
-        Expr::Hash { from, len, to, modulus, seed, offset } => other(
-            "hash",
-            vec![
-                reg(1, *from),
-                reg(2, *to),
-                number(3, *len),
-                number(4, *modulus),
-                number(5, *seed),
-                number(6, *offset),
-                number(7, 0),
-            ],
-        ),
-        Expr::Dnat { address, port } => {
-            const NFT_NAT_DNAT: u32 = 1;
-            const NFPROTO_IPV4: u32 = 2;
-            other("nat", vec![number(1, NFT_NAT_DNAT), number(2, NFPROTO_IPV4), reg(3, *address), reg(5, *port)])
-        }
-        Expr::Masquerade => other("masq", Vec::new()),
-        Expr::Reject(refusal) => {
-            // Type, then code; code 1 of the abstract type 2 is "port unreachable" in both families.
-            let (kind, code) = match refusal {
-                Refusal::TcpReset => (1, 0),
-                Refusal::PortUnreachable => (2, 1),
-            };
-            other("reject", vec![number(1, kind), DefaultNla::new(2, vec![code])])
-        }
-        Expr::LowerMss(from) => {
-            const TCPOPT_MSS: u8 = 2;
-            const NFT_EXTHDR_OP_TCPOPT: u32 = 1;
-            other(
-                "exthdr",
-                vec![
-                    DefaultNla::new(2, vec![TCPOPT_MSS]),
-                    number(3, 2),
-                    number(4, 2),
-                    number(6, NFT_EXTHDR_OP_TCPOPT),
-                    reg(7, *from),
-                ],
-            )
-        }
-        Expr::WriteUdp { offset, len, from } => {
-            const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
-            const NFT_PAYLOAD_CSUM_INET: u32 = 1;
-            const CHECKSUM: u32 = 6;
-            let (csum_type, csum_offset) = (number(6, NFT_PAYLOAD_CSUM_INET), number(7, CHECKSUM));
-            let place = vec![number(2, NFT_PAYLOAD_TRANSPORT_HEADER), number(3, *offset), number(4, *len)];
-            other("payload", [place, vec![reg(5, *from), csum_type, csum_offset]].concat())
-        }
-        Expr::Limit { packets, seconds } => {
-            // One token at most: an unused one is no credit for a burst.
-            const BURST: u32 = 1;
-            const NFT_LIMIT_PKTS: u32 = 0;
-            other("limit", vec![long(1, *packets), long(2, *seconds), number(3, BURST), number(4, NFT_LIMIT_PKTS)])
-        }
-        Expr::Count(name) => {
-            const NFT_OBJECT_COUNTER: u32 = 1;
-            other("objref", vec![number(1, NFT_OBJECT_COUNTER), text(2, name)])
-        }
-        Expr::Verdict(verdict) => Expressions::Immediate(vec![
-            Immediate::DestinationRegister(Register::Verdict),
-            Immediate::Data(verdict_data(verdict)),
-        ])
-        .into(),
-    }
-}
-
-fn verdict_data(verdict: &Verdict) -> DataAttribute {
-    const NF_DROP: u32 = 0;
-    const NF_ACCEPT: u32 = 1;
-    let (code, chain) = match verdict {
-        Verdict::Drop => (Code::Other(NF_DROP), None),
-        Verdict::Accept => (Code::Other(NF_ACCEPT), None),
-        Verdict::Return => (Code::Return, None),
-        Verdict::Jump(chain) => (Code::Jump, Some(chain)),
-        Verdict::Goto(chain) => (Code::Goto, Some(chain)),
-    };
-    let mut attributes = vec![VerdictAttribute::Code(code)];
-    attributes.extend(chain.map(|chain| VerdictAttribute::Chain(chain.clone())));
-    DataAttribute::Verdict(attributes)
-}
-
-fn compare(from: Reg, operator: Operator, bytes: &[u8]) -> ListAttribute<ExpressionAttribute> {
-    Expressions::Cmp(vec![
-        Cmp::SourceRegister(register(from)),
-        Cmp::Op(operator),
-        Cmp::Data(DataAttribute::Value(bytes.to_vec())),
-    ])
-    .into()
-}
-
-fn lookup(set: &str, key: Reg, to: Option<Register>) -> ListAttribute<ExpressionAttribute> {
-    let mut attributes = vec![Lookup::Set(set.to_owned()), Lookup::SourceRegister(register(key))];
-    attributes.extend(to.map(Lookup::DestinationRegister));
-    Expressions::Lookup(attributes).into()
-}
-
-fn other(kind: &str, attributes: Vec<DefaultNla>) -> ListAttribute<ExpressionAttribute> {
-    Expressions::Other { expression_type: kind.to_owned(), attributes }.into()
-}
-
-fn meta_key(key: Meta) -> MetaKey {
-    match key {
-        Meta::Family => MetaKey::Nfproto,
-        Meta::Protocol => MetaKey::L4Proto,
-        Meta::InName => MetaKey::Iifname,
-        Meta::OutName => MetaKey::Oifname,
-        Meta::Mark => MetaKey::Mark,
-    }
-}
-
-fn ct_key(key: Ct) -> u32 {
-    match key {
-        Ct::State => 0,
-        Ct::Direction => 1,
-        Ct::Status => 2,
-        Ct::Mark => 3,
-    }
-}
-
-/// `NFT_REG32_00` is 8.
-fn register_number(reg: Reg) -> u32 {
-    8 + u32::from(reg.0)
-}
-
-fn register(reg: Reg) -> Register {
-    Register::Other(register_number(reg))
-}
-
-fn reg(kind: u16, reg: Reg) -> DefaultNla {
-    number(kind, register_number(reg))
-}
-
 fn number(kind: u16, value: u32) -> DefaultNla {
     DefaultNla::new(kind, value.to_be_bytes().to_vec())
 }
@@ -445,6 +211,7 @@ mod tests {
     use netlink_packet_core::Emitable;
 
     use super::*;
+    use crate::ruleset::model::{Datatype, ElementValue, SetValue, Verdict};
 
     fn filled(count: u32) -> Table {
         let value = ElementValue::Verdict(Verdict::Goto("a-chain-with-a-rather-long-name".to_owned()));
@@ -478,12 +245,5 @@ mod tests {
         };
         assert_eq!(kinds(Transaction::replace(Table::default())), ["new", "delete", "new"]);
         assert_eq!(kinds(Transaction::delete("wirevip_wg0")), ["new", "delete"]);
-    }
-
-    #[test]
-    fn keys_of_several_parts_are_padded_and_keys_of_one_are_not() {
-        assert_eq!(length_of(&[Datatype::Port]), 2);
-        assert_eq!(length_of(&[Datatype::Protocol, Datatype::Port]), 8);
-        assert_eq!(type_of(&[Datatype::Protocol, Datatype::Port]), 12 << 6 | 13);
     }
 }

@@ -4,7 +4,7 @@
 //! backend → it leaves with the pod's address. An answer: the flow's mark becomes the packet's, which the tunnel's
 //! routing rule matches. Everything is tied to the link's name or to the tunnel's mark.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 
 use super::forwards_table;
 use super::model::{
@@ -13,6 +13,7 @@ use super::model::{
 };
 use super::phrases::{self as say, rule};
 use super::rendezvous;
+use super::slots::{self, Slots};
 use crate::secret::TunnelName;
 use crate::services::{Forward, Forwards, Protocol, VipPort};
 use crate::tunnel::Slot;
@@ -45,22 +46,15 @@ const SEED: u32 = 0x7769_7265;
 
 /// (protocol, port) → the Service's chain.
 const PORTS: &str = "ports";
-/// Slot → (address, port), the slots of several forwards one after the other. Not one map each, since the kernel finds
-/// a map by walking a list of all; nor one for all, since it walks through a map for each rule that names it.
-const BACKENDS: &str = "backends";
-/// A map that has as many slots takes no further forward. (1,000 Services of 10
-/// backends: 170 ms in the kernel with one map, 14 ms so.)
-const FULL: usize = 256;
-
 const ARRIVING: &str = "arriving";
 const TO_US: &str = "to-us";
 
-/// The table as it should be.
-pub fn render(plan: &Plan<'_>) -> Table {
-    let name = forwards_table(plan.tunnel);
+/// The table as it should be, sorted. What stands, sorted too, decides about the numbers of slots and about nothing
+/// else.
+pub fn render(plan: &Plan<'_>, standing: Option<&Table>) -> Table {
     let mut chains = base_chains(plan);
     let mut ports = Vec::with_capacity(plan.forwards.len());
-    let mut slots = Slots::default();
+    let mut slots = Slots::new(standing);
     for (port, forward) in plan.forwards {
         ports.push(Element {
             key: port_key(*port),
@@ -78,44 +72,7 @@ pub fn render(plan: &Plan<'_>) -> Table {
         elements: ports,
     }];
     sets.extend(slots.into_sets());
-    Table { name, counters: Vec::new(), sets, chains }
-}
-
-/// The slots of all forwards, map by map.
-#[derive(Default)]
-struct Slots(Vec<Vec<SocketAddrV4>>);
-
-impl Slots {
-    /// Takes a forward's slots in: the map they are in, and the number of the first.
-    fn take(&mut self, slots: &[SocketAddrV4]) -> (String, u32) {
-        if self.0.last().is_none_or(|last| last.len() >= FULL) {
-            self.0.push(Vec::new());
-        }
-        let name = Self::name(self.0.len() - 1);
-        let first = match self.0.last_mut() {
-            Some(last) => {
-                last.extend_from_slice(slots);
-                last.len() - slots.len()
-            }
-            None => 0,
-        };
-        (name, u32::try_from(first).unwrap_or(u32::MAX))
-    }
-
-    fn into_sets(self) -> impl Iterator<Item = Set> {
-        self.0.into_iter().enumerate().map(|(number, slots)| Set {
-            name: Self::name(number),
-            key: vec![Datatype::Number],
-            value: SetValue::Data(vec![Datatype::Ipv4, Datatype::Port]),
-            timeout: None,
-            learns: None,
-            elements: (0u32..).zip(slots).map(slot_element).collect(),
-        })
-    }
-
-    fn name(number: usize) -> String {
-        format!("{BACKENDS}-{number}")
-    }
+    Table { name: forwards_table(plan.tunnel), counters: Vec::new(), sets, chains }.sorted()
 }
 
 fn base_chains(plan: &Plan<'_>) -> Vec<Chain> {
@@ -226,7 +183,7 @@ fn look_up_port() -> Rule {
     ]
 }
 
-fn service_chains(port: VipPort, forward: &Forward, slots: &mut Slots) -> Vec<Chain> {
+fn service_chains(port: VipPort, forward: &Forward, slots: &mut Slots<'_>) -> Vec<Chain> {
     let pick = choose(port, forward, slots);
     if forward.source_ranges.is_empty() {
         return vec![inner(&chain_name(port), pick)];
@@ -242,10 +199,10 @@ fn service_chains(port: VipPort, forward: &Forward, slots: &mut Slots) -> Vec<Ch
     vec![inner(&chain_name(port), gate), inner(&picking, pick)]
 }
 
-fn choose(port: VipPort, forward: &Forward, slots: &mut Slots) -> Vec<Rule> {
+fn choose(port: VipPort, forward: &Forward, slots: &mut Slots<'_>) -> Vec<Rule> {
     let (address, to_port) = (Reg(8), Reg(9));
     let dnat = Expr::Dnat { address, port: to_port };
-    let mine = match forward.backends.as_slice() {
+    let mut mine = match forward.backends.as_slice() {
         // Left untranslated it comes to TO_US, which refuses it.
         [] => return Vec::new(),
         [only] => {
@@ -260,7 +217,8 @@ fn choose(port: VipPort, forward: &Forward, slots: &mut Slots) -> Vec<Rule> {
         many => many.to_vec(),
     };
     let (client, slot) = (Reg(0), Reg(4));
-    let (map, offset) = slots.take(&mine);
+    mine.truncate(slots::MOST);
+    let (map, offset) = slots.take(port, &mine);
     let mut rule = say::ipv4();
     rule.push(Expr::Payload { base: Header::Network, offset: 12, len: 4, to: client });
     if !forward.client_ip_affinity {
@@ -279,14 +237,6 @@ fn choose(port: VipPort, forward: &Forward, slots: &mut Slots) -> Vec<Rule> {
         dnat,
     ]);
     vec![rule]
-}
-
-/// The slot in the machine's own order: the hash is computed there. Written in network order, only backend 0 were hit.
-fn slot_element((slot, backend): (u32, SocketAddrV4)) -> Element {
-    let mut value = backend.ip().octets().to_vec();
-    value.extend(backend.port().to_be_bytes());
-    value.extend([0; 2]);
-    Element { key: slot.to_ne_bytes().to_vec(), value: Some(ElementValue::Data(value)), timeout: None }
 }
 
 fn port_key(port: VipPort) -> Vec<u8> {
@@ -314,6 +264,7 @@ fn inner(name: &str, rules: Vec<Rule>) -> Chain {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::net::SocketAddrV4;
 
     use proptest::collection::{btree_map, btree_set, vec};
     use proptest::prelude::*;
@@ -343,7 +294,10 @@ mod tests {
     fn rendered(forwards: &Forwards) -> Table {
         let tunnel = TunnelName::new("wg0").unwrap();
         let slot = Slot::new(7).unwrap();
-        render(&Plan { tunnel: &tunnel, slot, vip: Ipv4Addr::new(10, 0, 0, 1), pod_nic: "eth0", mtu: 1390, forwards })
+        render(
+            &Plan { tunnel: &tunnel, slot, vip: Ipv4Addr::new(10, 0, 0, 1), pod_nic: "eth0", mtu: 1390, forwards },
+            None,
+        )
     }
 
     fn targets(table: &Table) -> impl Iterator<Item = &String> {
@@ -365,8 +319,9 @@ mod tests {
         #[test]
         fn each_forward_has_exactly_one_entry_in_the_map_of_ports(forwards in any_forwards()) {
             let table = rendered(&forwards);
-            let ports: Vec<&Vec<u8>> = table.sets[0].elements.iter().map(|element| &element.key).collect();
-            let expected: Vec<Vec<u8>> = forwards.keys().map(|port| port_key(*port)).collect();
+            let ports: Vec<&Vec<u8>> = table.set(PORTS).unwrap().elements.iter().map(|element| &element.key).collect();
+            let mut expected: Vec<Vec<u8>> = forwards.keys().map(|port| port_key(*port)).collect();
+            expected.sort();
             prop_assert_eq!(ports, expected.iter().collect::<Vec<_>>());
         }
 
@@ -399,13 +354,11 @@ mod tests {
                         continue;
                     };
                     offered += 1;
-                    let set = table.sets.iter().find(|set| set.name == *map).unwrap();
+                    let set = table.set(map).unwrap();
                     let slots: BTreeSet<Vec<u8>> = (*offset..offset + modulus)
-                        .map(|slot| match &set.elements[slot as usize] {
-                            Element { key, value: Some(ElementValue::Data(value)), .. } => {
-                                assert_eq!(*key, slot.to_ne_bytes());
-                                value[..6].to_vec()
-                            }
+                        .map(|slot| set.elements.iter().find(|element| element.key == slot.to_ne_bytes()).unwrap())
+                        .map(|element| match &element.value {
+                            Some(ElementValue::Data(value)) => value[..6].to_vec(),
                             other => unreachable!("{other:?}"),
                         })
                         .collect();
@@ -428,6 +381,31 @@ mod tests {
                         || matches!(expr, Expr::Ct(super::super::model::Ct::Mark, _))
                 });
                 assert!(tied, "a rule of {} would touch other tunnels' packets: {rule:?}", chain.name);
+            }
+        }
+    }
+
+    #[test]
+    fn as_many_backends_as_a_range_has_numbers_are_used_and_no_more() {
+        let backend = |number: u32| SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + number), 80);
+        let backends: Vec<SocketAddrV4> = (0..9_000).map(backend).collect();
+        for client_ip_affinity in [false, true] {
+            let (owner, backends) = (Owner::ControlPlane, backends.clone());
+            let forward = Forward { owner, backends, client_ip_affinity, source_ranges: vec![] };
+            let ports = [80, 81, 80 + 64].map(|port| VipPort { protocol: Protocol::Sctp, port });
+            let table = rendered(&ports.map(|port| (port, forward.clone())).into());
+            let expected = if client_ip_affinity { 256 } else { 8_192 };
+            let keys: BTreeSet<(&String, &Vec<u8>)> = table
+                .sets
+                .iter()
+                .filter(|set| set.name != PORTS)
+                .flat_map(|set| set.elements.iter().map(|element| (&set.name, &element.key)))
+                .collect();
+            assert_eq!(keys.len(), 3 * expected, "no number is used twice");
+            for expr in table.chains.iter().flat_map(|chain| chain.rules.iter().flatten()) {
+                if let Expr::Hash { modulus, .. } = expr {
+                    assert_eq!(*modulus as usize, expected);
+                }
             }
         }
     }

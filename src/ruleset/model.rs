@@ -1,4 +1,4 @@
-//! nftables as plain data: what a table holds, and what one transaction does. Pure.
+//! nftables as plain data: what a table holds. Pure.
 //!
 //! Only the words that wirevip's tables need. Bytes are as the kernel wants them in its registers: addresses and ports
 //! in network order, all that the kernel computes itself (marks, hashes, conntrack state) in the machine's own order.
@@ -32,7 +32,7 @@ pub struct Set {
     pub timeout: Option<Duration>,
     /// Rules add to it ([`Expr::Learn`]), up to so many elements.
     pub learns: Option<u32>,
-    /// What is in it. A set without timeout never grows beyond these, or beyond one.
+    /// What is in it.
     pub elements: Vec<Element>,
 }
 
@@ -327,47 +327,6 @@ pub enum Verdict {
     Goto(String),
 }
 
-/// Steps that the kernel does all or none.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Transaction(pub Vec<Step>);
-
-/// One step of a transaction.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Step {
-    /// The table is exactly this afterwards, whatever was there.
-    Replace(Table),
-    /// The table is not there afterwards, whether it was or not.
-    Delete(String),
-    /// The set holds exactly these elements afterwards; table and set must be there.
-    Refill {
-        /// Name of the table.
-        table: String,
-        /// Name of the set.
-        set: String,
-        /// What it holds.
-        elements: Vec<Element>,
-    },
-}
-
-impl Transaction {
-    /// The table as it should be, in place of what is there under its name.
-    pub fn replace(table: Table) -> Self {
-        Self(vec![Step::Replace(table)])
-    }
-
-    /// The table gone.
-    pub fn delete(table: &str) -> Self {
-        Self(vec![Step::Delete(table.to_owned())])
-    }
-
-    /// Both, all or none, `self` first.
-    #[must_use]
-    pub fn then(mut self, other: Transaction) -> Self {
-        self.0.extend(other.0);
-        self
-    }
-}
-
 impl Datatype {
     /// How many, without padding.
     pub const fn bytes(self) -> u32 {
@@ -381,6 +340,23 @@ impl Datatype {
 }
 
 impl Table {
+    /// The same table with sets, elements and chains in the order of their names and keys, so that two can be compared
+    /// in one pass.
+    #[must_use]
+    pub fn sorted(mut self) -> Self {
+        self.sets.sort_by(|a, b| a.name.cmp(&b.name));
+        self.chains.sort_by(|a, b| a.name.cmp(&b.name));
+        for set in &mut self.sets {
+            set.elements.sort_by(|a, b| a.key.cmp(&b.key));
+        }
+        self
+    }
+
+    /// The set of this name.
+    pub fn set(&self, name: &str) -> Option<&Set> {
+        self.sets.iter().find(|set| set.name == name)
+    }
+
     /// Chains, rules and lasting elements in it: what is counted to see whether an outsider took something away.
     pub fn census(&self) -> Census {
         Census {

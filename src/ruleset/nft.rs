@@ -1,6 +1,7 @@
 //! The kernel's nftables and conntrack, over netlink.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use netlink_packet_netfilter::nftables::{
     ChainMessage, GenMessage, NfTablesMessage, RuleAttribute, RuleMessage, SetElementList, SetElementMessage,
@@ -9,14 +10,18 @@ use netlink_packet_netfilter::nftables::{
 
 use super::conntrack::{self, Forget};
 use super::encode;
-use super::model::{Census, Step, Table, Transaction};
+use super::model::{Census, Table};
 use super::netlink::{Channel, attributes, inet};
+use super::steps::{Step, Transaction};
 use super::{Firewall, FirewallError, PREFIX};
 
-/// The firewall of the network namespace in which it was opened. Open one and share it: it tells an outsider's changes
-/// from its own by counting its own.
+/// The firewall of the network namespace in which it was opened. Clones share one socket and what is known. Open one and
+/// clone it: it tells an outsider's changes from its own by counting its own.
+#[derive(Clone, Debug)]
+pub struct NetlinkFirewall(Arc<Mutex<Kernel>>);
+
 #[derive(Debug)]
-pub struct NetlinkFirewall {
+struct Kernel {
     channel: Channel,
     written: BTreeMap<String, Written>,
     /// The ruleset's generation at which everything in `written` was as written; `None`: must be looked at.
@@ -29,14 +34,24 @@ struct Written {
     /// The kernel's number of the table: another one bears another, also under the same name.
     handle: Vec<u8>,
     census: Census,
+    /// `None`: it was adopted, and what exactly it holds is not known.
+    table: Option<Arc<Table>>,
 }
 
 impl NetlinkFirewall {
     /// Opens it in the calling thread's network namespace. Needs NET_ADMIN from the first commit on.
     pub fn open() -> Result<Self, FirewallError> {
-        Ok(Self { channel: Channel::open()?, written: BTreeMap::new(), sound: None })
+        let kernel = Kernel { channel: Channel::open()?, written: BTreeMap::new(), sound: None };
+        Ok(Self(Arc::new(Mutex::new(kernel))))
     }
 
+    /// Waits for whoever is at it: the kernel, too, takes one change of a namespace's ruleset after the other.
+    fn kernel(&self) -> MutexGuard<'_, Kernel> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kernel {
     /// Number of changes to this namespace's ruleset, by anybody.
     fn generation(&mut self) -> Result<u32, FirewallError> {
         const NFTA_GEN_ID: u16 = 1;
@@ -102,14 +117,25 @@ impl NetlinkFirewall {
         match step {
             Step::Replace(table) => {
                 let handle = self.handle(&table.name)?.unwrap_or_default();
-                let written = Written { handle, census: table.census() };
+                let written = Written { handle, census: table.census(), table: Some(Arc::new(table.clone())) };
                 self.written.insert(table.name.clone(), written);
             }
             Step::Delete(name) => drop(self.written.remove(name)),
             Step::Refill { table, set, elements } => {
-                let lasting = self.written.get_mut(table).and_then(|written| written.census.elements.get_mut(set));
-                if let Some(count) = lasting {
-                    *count = elements.len();
+                if let Some(written) = self.written.get_mut(table) {
+                    if let Some(count) = written.census.elements.get_mut(set) {
+                        *count = elements.len();
+                    }
+                    // Its elements are no longer those that it was made with.
+                    written.table = None;
+                }
+            }
+            Step::Edit { table, edits } => {
+                if let Some(written) = self.written.get_mut(table)
+                    && let Some(table) = written.table.as_mut().map(Arc::make_mut)
+                {
+                    edits.iter().for_each(|edit| edit.apply(table));
+                    written.census = table.census();
                 }
             }
         }
@@ -118,6 +144,40 @@ impl NetlinkFirewall {
 }
 
 impl Firewall for NetlinkFirewall {
+    fn commit(&mut self, transaction: &Transaction) -> Result<(), FirewallError> {
+        self.kernel().commit(transaction)
+    }
+
+    fn tables(&mut self) -> Result<Vec<String>, FirewallError> {
+        self.kernel().tables()
+    }
+
+    fn intact(&mut self, table: &str) -> Result<bool, FirewallError> {
+        self.kernel().intact(table)
+    }
+
+    fn written(&mut self, table: &str) -> Option<Arc<Table>> {
+        self.kernel().written(table)
+    }
+
+    fn adopt(&mut self, table: &Table) -> Result<bool, FirewallError> {
+        self.kernel().adopt(table)
+    }
+
+    fn members(&mut self, table: &str, set: &str) -> Result<Vec<Vec<u8>>, FirewallError> {
+        self.kernel().members(table, set)
+    }
+
+    fn counted(&mut self, table: &str, counter: &str) -> Result<u64, FirewallError> {
+        self.kernel().counted(table, counter)
+    }
+
+    fn forget(&mut self, what: &Forget) -> Result<usize, FirewallError> {
+        self.kernel().forget(what)
+    }
+}
+
+impl Firewall for Kernel {
     fn commit(&mut self, transaction: &Transaction) -> Result<(), FirewallError> {
         let before = self.sound.take();
         self.channel.batch(encode::messages(transaction))?;
@@ -151,15 +211,18 @@ impl Firewall for NetlinkFirewall {
             return Ok(true);
         }
         let names: Vec<String> = self.written.keys().cloned().collect();
-        let (mut all, mut this) = (true, false);
         for name in names {
-            let sound = self.looks_as_written(&name)?;
-            all &= sound;
-            this |= sound && name == table;
+            if !self.looks_as_written(&name)? {
+                self.written.remove(&name);
+            }
         }
         // What changed while we looked is looked at next time.
-        self.sound = all.then_some(now);
-        Ok(this)
+        self.sound = Some(now);
+        Ok(self.written.contains_key(table))
+    }
+
+    fn written(&mut self, table: &str) -> Option<Arc<Table>> {
+        self.written.get(table)?.table.clone()
     }
 
     fn adopt(&mut self, table: &Table) -> Result<bool, FirewallError> {
@@ -168,7 +231,7 @@ impl Firewall for NetlinkFirewall {
         let same = (expected.chains, expected.rules) == (present.chains, present.rules);
         if same {
             self.sound = None;
-            self.written.insert(table.name.clone(), Written { handle, census: present });
+            self.written.insert(table.name.clone(), Written { handle, census: present, table: None });
         }
         Ok(same)
     }

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::conntrack::{Entry, Forget};
-use super::model::{Element, Step, Table, Transaction};
+use super::model::{Element, ElementValue, Expr, Table, Verdict};
+use super::steps::{Edit, Step, Transaction};
 use super::{Firewall, FirewallError, PREFIX, fence_table};
 use crate::clock::{Clock, Moment};
 use crate::fence;
@@ -18,17 +19,20 @@ pub struct FakeFirewall {
     kernel: Arc<Mutex<Kernel>>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Kernel {
-    tables: BTreeMap<String, Table>,
+    tables: BTreeMap<String, Arc<Table>>,
     /// What was committed last, as opposed to what is there.
-    written: BTreeMap<String, Table>,
+    written: BTreeMap<String, Arc<Table>>,
     /// Elements that came after their table, and when they go if they do: by table and set.
-    added: BTreeMap<(String, String), Vec<(Element, Option<Moment>)>>,
+    added: BTreeMap<(String, String), Vec<Added>>,
     counters: BTreeMap<(String, String), u64>,
     entries: Vec<Entry>,
     failing: bool,
 }
+
+/// An element, and when it goes.
+type Added = (Element, Option<Moment>);
 
 impl FakeFirewall {
     /// An empty namespace.
@@ -57,7 +61,7 @@ impl FakeFirewall {
 
     /// The table as it is.
     pub fn table(&self, name: &str) -> Option<Table> {
-        self.kernel().tables.get(name).cloned()
+        self.kernel().tables.get(name).map(|table| (**table).clone())
     }
 
     /// An outsider deletes a table.
@@ -108,24 +112,40 @@ impl Kernel {
         all.filter(|(_, end)| end.is_none_or(|end| now < end)).map(|(element, _)| element.key.clone()).collect()
     }
 
-    /// What the kernel would refuse, before anything is changed: a set that is not there.
-    fn check(&self, transaction: &Transaction) -> Result<(), FirewallError> {
-        let mut present: Vec<&Table> = self.tables.values().collect();
-        for step in &transaction.0 {
-            match step {
-                Step::Replace(table) => {
-                    present.retain(|other| other.name != table.name);
-                    present.push(table);
+    fn table(&mut self, name: &str) -> Result<&mut Table, FirewallError> {
+        let table = self.tables.get_mut(name).map(Arc::make_mut);
+        table.ok_or_else(|| refused(&format!("finding table {name}")))
+    }
+
+    /// Does the step, or part of it and then fails.
+    fn carry_out(&mut self, step: &Step, now: Moment) -> Result<(), FirewallError> {
+        match step {
+            Step::Replace(table) => {
+                self.clear(&table.name);
+                let table = Arc::new(table.clone());
+                self.tables.insert(table.name.clone(), Arc::clone(&table));
+                self.written.insert(table.name.clone(), table);
+            }
+            Step::Delete(name) => {
+                self.clear(name);
+                self.written.remove(name);
+            }
+            Step::Refill { table, set, elements } => {
+                if self.tables.get(table).is_none_or(|table| table.set(set).is_none()) {
+                    return Err(refused(&format!("emptying set {set} of table {table}")));
                 }
-                Step::Delete(name) => present.retain(|other| other.name != *name),
-                Step::Refill { table, set, .. } => {
-                    let there = present.iter().any(|t| t.name == *table && t.sets.iter().any(|s| s.name == *set));
-                    if !there {
-                        return Err(FirewallError::Refused {
-                            step: format!("emptying set {set} of table {table}"),
-                            detail: String::new(),
-                            source: std::io::Error::from(std::io::ErrorKind::NotFound),
-                        });
+                let added = elements.iter().map(|e| (e.clone(), e.timeout.map(|timeout| now + timeout))).collect();
+                self.added.insert((table.clone(), set.clone()), added);
+            }
+            Step::Edit { table, edits } => {
+                for edit in edits {
+                    let present = self.table(table)?;
+                    if !possible(present, edit) {
+                        return Err(refused(&format!("{edit:?} in table {table}")));
+                    }
+                    edit.apply(present);
+                    if let Some(written) = self.written.get_mut(table) {
+                        edit.apply(Arc::make_mut(written));
                     }
                 }
             }
@@ -134,28 +154,67 @@ impl Kernel {
     }
 }
 
+fn refused(step: &str) -> FirewallError {
+    let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+    FirewallError::Refused { step: step.to_owned(), detail: String::new(), source }
+}
+
+/// Would the kernel do it? What comes must be new and name only what is there; what goes must be there, and nothing may
+/// name it.
+fn possible(table: &Table, edit: &Edit) -> bool {
+    let has_chain = |name: &str| table.chains.iter().any(|chain| chain.name == name);
+    let has_set = |name: &str| table.set(name).is_some();
+    let holds = |set: &str, element: &Element| {
+        table.set(set).is_some_and(|set| set.elements.iter().any(|other| other.key == element.key))
+    };
+    let mut expressions = table.chains.iter().flat_map(|chain| chain.rules.iter().flatten());
+    let mut elements = table.sets.iter().flat_map(|set| &set.elements);
+    match edit {
+        Edit::AddSet(set) => !has_set(&set.name) && set.elements.is_empty(),
+        Edit::AddChain(chain) => !has_chain(chain),
+        Edit::AddElements { set, elements } => {
+            has_set(set) && elements.iter().all(|e| !holds(set, e) && target(e).is_none_or(has_chain))
+        }
+        Edit::Rewrite { chain, rules } => {
+            let mut named = rules.iter().flatten().map(named);
+            has_chain(chain) && named.all(|(chain, set)| chain.is_none_or(has_chain) && set.is_none_or(has_set))
+        }
+        Edit::DropElements { set, elements } => elements.iter().all(|element| holds(set, element)),
+        Edit::DropChain(chain) => {
+            let by_rule = expressions.any(|expr| named(expr).0 == Some(chain));
+            has_chain(chain) && !by_rule && !elements.any(|element| target(element) == Some(chain))
+        }
+        Edit::DropSet(set) => has_set(set) && !expressions.any(|expr| named(expr).1 == Some(set)),
+    }
+}
+
+/// The chain and the set that an expression names.
+fn named(expr: &Expr) -> (Option<&str>, Option<&str>) {
+    match expr {
+        Expr::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => (Some(chain), None),
+        Expr::VerdictMap { map: set, .. }
+        | Expr::Lookup { map: set, .. }
+        | Expr::Contains { set, .. }
+        | Expr::Learn { set, .. } => (None, Some(set)),
+        _ => (None, None),
+    }
+}
+
+/// The chain that an element leads to.
+fn target(element: &Element) -> Option<&str> {
+    match &element.value {
+        Some(ElementValue::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain))) => Some(chain),
+        _ => None,
+    }
+}
+
 impl Firewall for FakeFirewall {
     fn commit(&mut self, transaction: &Transaction) -> Result<(), FirewallError> {
         let now = self.clock.now();
         let mut kernel = self.working()?;
-        kernel.check(transaction)?;
-        for step in &transaction.0 {
-            match step {
-                Step::Replace(table) => {
-                    kernel.clear(&table.name);
-                    kernel.tables.insert(table.name.clone(), table.clone());
-                    kernel.written.insert(table.name.clone(), table.clone());
-                }
-                Step::Delete(name) => {
-                    kernel.clear(name);
-                    kernel.written.remove(name);
-                }
-                Step::Refill { table, set, elements } => {
-                    let added = elements.iter().map(|e| (e.clone(), e.timeout.map(|timeout| now + timeout))).collect();
-                    kernel.added.insert((table.clone(), set.clone()), added);
-                }
-            }
-        }
+        let mut after = kernel.clone();
+        transaction.0.iter().try_for_each(|step| after.carry_out(step, now))?;
+        *kernel = after;
         Ok(())
     }
 
@@ -164,15 +223,23 @@ impl Firewall for FakeFirewall {
     }
 
     fn intact(&mut self, table: &str) -> Result<bool, FirewallError> {
-        let kernel = self.working()?;
-        Ok(kernel.written.contains_key(table) && kernel.written.get(table) == kernel.tables.get(table))
+        let mut kernel = self.working()?;
+        let intact = kernel.written.get(table).is_some_and(|written| kernel.tables.get(table) == Some(written));
+        if !intact {
+            kernel.written.remove(table);
+        }
+        Ok(intact)
+    }
+
+    fn written(&mut self, table: &str) -> Option<Arc<Table>> {
+        self.kernel().written.get(table).cloned()
     }
 
     fn adopt(&mut self, table: &Table) -> Result<bool, FirewallError> {
         let mut kernel = self.working()?;
-        let same = kernel.tables.get(&table.name) == Some(table);
+        let same = kernel.tables.get(&table.name).is_some_and(|there| **there == *table);
         if same {
-            kernel.written.insert(table.name.clone(), table.clone());
+            kernel.written.insert(table.name.clone(), Arc::new(table.clone()));
         }
         Ok(same)
     }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use lab::api::Kind;
 use lab::client::Proto;
 use lab::clock::{now, until};
+use lab::faults::outsider;
 use lab::netns::Netns;
 use lab::sidecar::Sidecar;
 use lab::{play, play_unstarted};
@@ -63,13 +64,8 @@ fn what_an_outsider_deletes_comes_back(api: Kind) -> Result<()> {
         ]
         .map(str::to_owned)
         .into();
-        // Every rule of ours, and the routes that it leads to.
-        for line in pod.sh("ip rule show")?.lines() {
-            let (priority, rule) = line.split_once(':').context("a rule without a priority")?;
-            let table = rule.split_whitespace().skip_while(|word| *word != "lookup").nth(1).unwrap_or_default();
-            if !["local", "main", "default"].contains(&table) {
-                deletions.extend([format!("ip rule del priority {priority}"), format!("ip route flush table {table}")]);
-            }
+        for (priority, table) in outsider::rules(&pod)? {
+            deletions.extend([format!("ip rule del priority {priority}"), format!("ip route flush table {table}")]);
         }
         assert!(deletions.len() > 8, "no rules of ours: {deletions:?}");
         for deletion in deletions {

@@ -25,7 +25,7 @@ crate::scenarios!(
 );
 
 /// Nothing in the pod's network but what was there before.
-fn expect_clean(sidecar: &Sidecar, before: &[String], within: Duration) -> Result<()> {
+pub fn expect_clean(sidecar: &Sidecar, before: &[String], within: Duration) -> Result<()> {
     until("a clean pod network", within, || {
         let now = sidecar.traces()?;
         let new: Vec<_> = now.iter().filter(|line| !before.contains(line)).collect();

@@ -1,5 +1,6 @@
 //! Faults on demand, for the embedded API server: which requests go wrong, how, and how often.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -66,12 +67,19 @@ pub enum Fault {
 #[derive(Clone, Debug)]
 pub struct Faults {
     rules: Arc<Mutex<Vec<Rule>>>,
+    added: Arc<AtomicU64>,
     dropped: Arc<watch::Sender<u64>>,
+    stuck: Arc<watch::Sender<bool>>,
     wrong_certificate: Arc<watch::Sender<bool>>,
 }
 
+/// A fault that is on, to take it away again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FaultId(u64);
+
 #[derive(Debug)]
 struct Rule {
+    id: FaultId,
     target: Target,
     fault: Fault,
     left: Option<u32>,
@@ -81,6 +89,8 @@ impl Default for Faults {
     fn default() -> Self {
         Self {
             rules: Arc::default(),
+            added: Arc::default(),
+            stuck: Arc::new(watch::Sender::new(false)),
             dropped: Arc::new(watch::Sender::new(0)),
             wrong_certificate: Arc::new(watch::Sender::new(false)),
         }
@@ -88,25 +98,42 @@ impl Default for Faults {
 }
 
 impl Faults {
-    /// From now on, until [`Self::clear`].
-    pub fn add(&self, target: Target, fault: Fault) {
-        self.rules().push(Rule { target, fault, left: None });
+    /// From now on, until it is removed.
+    pub fn add(&self, target: Target, fault: Fault) -> FaultId {
+        self.put(target, fault, None)
     }
 
     /// The next `times` requests that it hits.
     pub fn next(&self, times: u32, target: Target, fault: Fault) {
-        self.rules().push(Rule { target, fault, left: Some(times) });
+        self.put(target, fault, Some(times));
     }
 
-    /// All is well again, certificate included. Requests that hang already go on hanging.
+    fn put(&self, target: Target, fault: Fault, left: Option<u32>) -> FaultId {
+        let id = FaultId(self.added.fetch_add(1, Ordering::Relaxed));
+        self.rules().push(Rule { id, target, fault, left });
+        id
+    }
+
+    /// Takes one away.
+    pub fn remove(&self, id: FaultId) {
+        self.rules().retain(|rule| rule.id != id);
+    }
+
+    /// All is well again, watches and certificate included. Requests that hang already go on hanging.
     pub fn clear(&self) {
         self.rules().clear();
+        self.stick_watches(false);
         self.wrong_certificate(false);
     }
 
     /// Ends every open watch now, in the way a timeout does.
     pub fn drop_watches(&self) {
         self.dropped.send_modify(|count| *count += 1);
+    }
+
+    /// Watches stay open, and new ones open, but nothing comes by them; or what waited comes now.
+    pub fn stick_watches(&self, stuck: bool) {
+        self.stuck.send_replace(stuck);
     }
 
     /// New connections see a certificate of another authority.
@@ -116,6 +143,10 @@ impl Faults {
 
     pub(super) fn has_wrong_certificate(&self) -> bool {
         *self.wrong_certificate.borrow()
+    }
+
+    pub(super) fn watches_stuck(&self) -> watch::Receiver<bool> {
+        self.stuck.subscribe()
     }
 
     pub(super) fn watch_drops(&self) -> watch::Receiver<u64> {
@@ -153,5 +184,14 @@ mod tests {
         assert_eq!(faults.strike("pod-0", "update", "leases"), [Fault::LoseReply]);
         assert_eq!(faults.strike("pod-1", "update", "leases"), [Fault::LoseReply]);
         assert!(faults.strike("pod-1", "update", "leases").is_empty());
+    }
+
+    #[test]
+    fn a_fault_that_is_taken_away_leaves_the_others() {
+        let faults = Faults::default();
+        let slow = faults.add(Target::any(), Fault::Delay(Duration::from_secs(1)));
+        faults.add(Target::any(), Fault::Refuse(500));
+        faults.remove(slow);
+        assert_eq!(faults.strike("pod-0", "get", "leases"), [Fault::Refuse(500)]);
     }
 }

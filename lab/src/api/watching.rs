@@ -34,6 +34,7 @@ struct Watch {
     ended: bool,
     version: watch::Receiver<u64>,
     dropped: watch::Receiver<u64>,
+    stuck: watch::Receiver<bool>,
     bookmark: Pin<Box<Sleep>>,
     end: Pin<Box<Sleep>>,
 }
@@ -56,6 +57,7 @@ pub fn start(server: Arc<Server>, ask: Ask) -> Result<Response<Body>, Failure> {
         // Subscribed before the store is read: no change falls between.
         version: server.version.subscribe(),
         dropped: server.faults.watch_drops(),
+        stuck: server.faults.watches_stuck(),
         bookmark: Box::pin(sleep(before_end.map_or(BOOKMARK, |left| left.min(BOOKMARK)))),
         end: Box::pin(sleep(lasts)),
         server,
@@ -103,6 +105,16 @@ impl Watch {
 
     async fn next(&mut self) -> Option<String> {
         loop {
+            let stuck = *self.stuck.borrow_and_update();
+            if stuck {
+                tokio::select! {
+                    biased;
+                    changed = self.dropped.changed() => { let _ = changed; return None; }
+                    () = &mut self.end => return None,
+                    changed = self.stuck.changed() => { let _ = changed; }
+                }
+                continue;
+            }
             if let Some(line) = self.lines.pop_front() {
                 return Some(line);
             }
@@ -118,6 +130,8 @@ impl Watch {
                 biased;
                 changed = self.dropped.changed() => { let _ = changed; return None; }
                 () = &mut self.end => return None,
+                // What came before it became stuck is told; what comes now is not.
+                changed = self.stuck.changed() => { let _ = changed; }
                 changed = self.version.changed() => self.ended = changed.is_err(),
                 () = &mut self.bookmark => {
                     self.bookmark = Box::pin(sleep(BOOKMARK));

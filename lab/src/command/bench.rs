@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use lab::clock::now;
 use lab::gaps::Distribution;
 use lab::probe::{Probe, ProbeKind};
@@ -18,20 +19,46 @@ use super::screen::Screen;
 
 const WITHIN: Duration = Duration::from_secs(30);
 
-/// Measures everything and prints it.
-pub fn run(spec: WorldSpec, runs: u32) -> Result<()> {
+/// What can be measured alone.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// What a client loses when the leader goes.
+    Takeovers,
+    /// A container's start.
+    Starts,
+    /// A pod while nothing happens.
+    Idle,
+    /// Endpoints that change among 1,000 Services.
+    Churn,
+}
+
+/// Measures everything, or one part, and prints it.
+pub fn run(spec: WorldSpec, only: Option<Part>, runs: u32) -> Result<()> {
+    let wanted = |part| only.is_none_or(|only| only == part);
     let screen = Screen::default();
     let size = std::fs::metadata(&spec.bin).context("cannot read the program")?.len();
     screen.tell(&format!("program: {:.1} MB", size as f64 / 1e6));
-    let mut world = World::start(spec.clone())?;
-    screen.tell(&format!("hub: {}; {} runs each; times in ms\n", world.hubs[0].kind, runs));
-    let measured = takeovers(&mut world, runs, &screen)
-        .and_then(|()| starts(&mut world, runs, &screen))
-        .and_then(|()| idle::measure(&world, &screen));
-    let logs = world.logs();
-    world.finish()?;
-    measured.context(logs)?;
-    churn::measure(spec, &screen)
+    if only != Some(Part::Churn) {
+        let mut world = World::start(spec.clone())?;
+        screen.tell(&format!("hub: {}; {} runs each; times in ms\n", world.hubs[0].kind, runs));
+        let mut measured = Ok(());
+        if wanted(Part::Takeovers) {
+            measured = measured.and_then(|()| takeovers(&mut world, runs, &screen));
+        }
+        if wanted(Part::Starts) {
+            measured = measured.and_then(|()| starts(&mut world, runs, &screen));
+        }
+        if wanted(Part::Idle) {
+            measured = measured.and_then(|()| idle::measure(&world, &screen));
+        }
+        let logs = world.logs();
+        world.finish()?;
+        measured.context(logs)?;
+    }
+    if wanted(Part::Churn) {
+        churn::measure(spec, &screen)?;
+    }
+    Ok(())
 }
 
 /// One line of a table of distributions.

@@ -1,4 +1,4 @@
-//! `lab demo`: three ways to lose a leader, seen by a client.
+//! `lab demo`: ways to lose a leader, seen by a client.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -24,11 +24,13 @@ pub enum Loss {
     Kill,
     /// Its node is cut off from everything.
     Cut,
+    /// Its node is cut off from the API server alone: it holds until another has the hub.
+    ApiCut,
 }
 
 impl Loss {
     /// All, in the order shown.
-    pub const ALL: [Loss; 3] = [Loss::Graceful, Loss::Kill, Loss::Cut];
+    pub const ALL: [Loss; 4] = [Loss::Graceful, Loss::Kill, Loss::Cut, Loss::ApiCut];
 
     /// A short name.
     pub fn name(self) -> &'static str {
@@ -36,6 +38,7 @@ impl Loss {
             Loss::Graceful => "graceful hand-over",
             Loss::Kill => "leader killed",
             Loss::Cut => "leader's node cut off",
+            Loss::ApiCut => "cut off from the API",
         }
     }
 
@@ -46,6 +49,11 @@ impl Loss {
                 format!("The pod on node {node} is killed (SIGKILL) and not restarted: its Lease must run out.")
             }
             Loss::Cut => format!("Node {node} is cut off from everything: nobody is told, packets just vanish."),
+            Loss::ApiCut => {
+                format!(
+                    "Node {node} is cut off from the API server alone: its pod holds, and answers until another has the hub."
+                )
+            }
         }
     }
 
@@ -54,9 +62,10 @@ impl Loss {
         match self {
             Loss::Graceful => world.sidecar(leader)?.sigterm(),
             Loss::Kill => world.sidecar(leader)?.sigkill(),
-            Loss::Cut => {
+            Loss::Cut | Loss::ApiCut => {
                 let at = now();
-                world.nodes.get(usize::from(leader)).context("no such node")?.cut(Cut::All)?;
+                let cut = if self == Loss::Cut { Cut::All } else { Cut::Api };
+                world.nodes.get(usize::from(leader)).context("no such node")?.cut(cut)?;
                 Ok(at)
             }
         }
@@ -69,7 +78,7 @@ impl Loss {
                 world.sidecar(node)?.wait_exit(WITHIN)?;
                 world.sidecar_mut(node)?.start()?;
             }
-            Loss::Cut => world.nodes.get(usize::from(node)).context("no such node")?.heal()?,
+            Loss::Cut | Loss::ApiCut => world.nodes.get(usize::from(node)).context("no such node")?.heal()?,
         }
         let sidecar = world.sidecar(node)?;
         sidecar.wait_ready(WITHIN)?;

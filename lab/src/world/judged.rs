@@ -10,7 +10,7 @@ use crate::record::{Entry, Record, What};
 use crate::referee::{self, Judgement};
 
 /// Do sidecars hold if they are not told?
-const HOLD: bool = false;
+const HOLD: bool = true;
 
 /// Names the directory in which each world leaves its record.
 const RECORDS: &str = "WIREVIP_RECORDS";
@@ -18,7 +18,7 @@ const RECORDS: &str = "WIREVIP_RECORDS";
 impl World {
     /// What was said at the hubs so far, and who wrote the Leases.
     pub fn record(&self) -> Result<Record> {
-        let mut record = Record { hold: holds(&self.spec.args), ..Record::default() };
+        let mut record = Record { hold: holds(&self.spec.args), detour: self.detour, entries: Vec::new() };
         for (hub, tunnel) in self.hubs.iter().zip(0..) {
             record.entries.extend(hub.packets().iter().map(|packet| packet.entry(tunnel, self.began)));
             record.entries.extend(self.lease_writes(tunnel)?.into_iter().map(|(at, user)| {

@@ -47,7 +47,7 @@ pub fn measure(world: &World, screen: &Screen) -> Result<()> {
 }
 
 /// VmRSS in MB (10^6).
-fn memory(id: i32) -> Result<f64> {
+pub(super) fn memory(id: i32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{id}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let kib: f64 = line.split_whitespace().next().context("no VmRSS")?.parse()?;
@@ -55,7 +55,7 @@ fn memory(id: i32) -> Result<f64> {
 }
 
 /// Seconds of processor time, user and system.
-fn processor(id: i32) -> Result<f64> {
+pub(super) fn processor(id: i32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
     // The name in brackets may have blanks in it.
     let rest = stat.rsplit(')').next().context("a strange /proc/…/stat")?;
