@@ -17,6 +17,8 @@ mount -t sysfs sys /new/sys
 mount -t cgroup2 cgroup /new/sys/fs/cgroup
 mount -t devtmpfs dev /new/dev
 mkdir -p /new/dev/shm /new/dev/pts
+ln -s /proc/self/fd /new/dev/fd
+for number in 0:stdin 1:stdout 2:stderr; do ln -s "/proc/self/fd/${number%:*}" "/new/dev/${number#*:}"; done
 mount -t devpts pts /new/dev/pts
 for tree in run tmp dev/shm; do mount -t tmpfs tree "/new/$tree"; done
 mkdir -p /new/lib/modules /new/run/netns /new/dev/net

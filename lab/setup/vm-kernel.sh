@@ -40,7 +40,7 @@ root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 mkdir -p "$root"/{bin,proc,sys,dev,modules,vm}
 cp "$(command -v busybox)" "$root/bin/busybox"
-for applet in sh mount insmod mkdir mknod cp cat ip chroot sync sleep; do ln -s busybox "$root/bin/$applet"; done
+for applet in sh mount insmod mkdir mknod ln cp cat ip chroot sync sleep; do ln -s busybox "$root/bin/$applet"; done
 for module in virtio_pci 9p 9pnet_virtio overlay; do
   modprobe -d "$dir" -S "$release" --show-depends "$module" | awk '$1 == "insmod" {print $2}'
 done | awk '!seen[$0]++' | while read -r file; do

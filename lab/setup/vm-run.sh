@@ -11,7 +11,7 @@ trap 'rm -rf "$work"' EXIT
 mkdir "$work/vm"
 {
   echo "export PATH=$PATH HOME=/root"
-  for name in "${!WIREVIP_@}" "${!RUST_@}"; do [ -z "${!name:-}" ] || printf 'export %s=%q\n' "$name" "${!name}"; done
+  for name in "${!WIREVIP_@}"; do [ -z "${!name:-}" ] || printf 'export %s=%q\n' "$name" "${!name}"; done
   printf 'cd %q || exit 1\n' "$top"
   if [ $# -gt 0 ]; then printf '%q ' "$@"; else cat; fi
 } >"$work/vm/job"
@@ -24,7 +24,7 @@ timeout --foreground "${WIREVIP_VM_LIMIT:-3600}" qemu-system-x86_64 \
   -accel "$accel" -cpu max -smp 2 -m 3072 -display none -serial stdio -monitor none -no-reboot \
   -kernel "$dir/kernel" -initrd "$work/initrd" -append 'console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off' \
   -virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap -nic none </dev/null |
-  tr -d '\r' | tee "$work/log" | grep --line-buffered -v '^vm: exit' || status=$?
+  sed -u 's|\r$||' | tee "$work/log" | grep --line-buffered -v '^vm: exit' || status=$?
 told=$(sed -nE 's/.*vm: exit ([0-9]+)$/\1/p' "$work/log" | tail -n 1)
 [ -n "$told" ] || fail "the virtual machine did not get to its end (status $status)"
 exit "$told"
