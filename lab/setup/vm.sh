@@ -16,7 +16,8 @@ scenarios hold::embedded::a_hand_over_is_made_before_the_old_tunnel_breaks
 scenarios hold::embedded::without_hold_a_lapsed_leader_says_nothing
 scenarios leftovers::embedded::a_leader_that_stops_leaves_nothing_and_gives_the_lease_back_when_silent
 scenarios leftovers::embedded::a_removed_tunnel_leaves_nothing
-scenarios forwarding::embedded::tcp_and_udp_reach_every_backend
+scenarios forwarding::embedded::large_answers_and_datagrams_arrive_on_a_small_pod_network
+scenarios healing::embedded::a_lost_link_comes_back
 "
 # Programs whose tests may need WireGuard in the kernel.
 programs="tunnel fence packets scenarios"
@@ -35,6 +36,10 @@ run() {
   shift
   file=$(awk -v name="$program" '$1 == name {print $2}' <<<"$built")
   [ -n "$file" ] || fail "there is no test program '$program'"
+  # A name that fits nothing would pass unnoticed.
+  local known name
+  known=$("$file" --list --ignored 2>/dev/null)
+  for name in "$@"; do grep -qFx "$name: test" <<<"$known" || fail "$program has no ignored test '$name'"; done
   printf 'echo "== %s" && %q --ignored --test-threads=1 ' "$program" "$file" >>"$job"
   [ $# = 0 ] || printf ' --exact' >>"$job"
   [ $# = 0 ] || printf ' %q' "$@" >>"$job"

@@ -26,10 +26,10 @@ const WIREGUARDS_OWN_TIMERS: Duration = Duration::from_secs(22);
 /// From `event` on a client misses nothing until the successor speaks, and little then; the hub stays with that.
 fn is_missed_by_nobody(world: &World, probe: &Probe, leader: u8, event: Instant, what: &str) -> Result<()> {
     let takeover = Takeover::measure(world, 0, probe, leader, event, LEASE + LATER)?;
-    let handshake = takeover.handshake.context("no handshake")?;
-    let before = gaps::longest(&probe.samples(), event, handshake);
+    let taken = takeover.lease.context("nobody wrote the Lease")?;
+    let before = gaps::longest(&probe.samples(), event, taken);
     eprintln!("{what}: longest silence before the takeover {:.1} ms; {takeover}", milliseconds(before.length()));
-    assert_eq!(probe.lost(event, takeover.lease.unwrap_or(handshake)), 0, "{what}: noticed before the takeover");
+    assert_eq!(probe.lost(event, taken), 0, "{what}: noticed before the takeover");
     pass(now() + Duration::from_secs(3));
     expect_no_word_of_its_own(world, leader, event + LEASE, now())?;
     assert_eq!(world.leader(0)?, Some(takeover.to));
