@@ -490,9 +490,9 @@ fn what_a_killed_process_left_is_swept_and_nothing_of_anybody_elses() -> Result<
     world.pod.sh("ip rule add from 10.1.1.1 table 77 priority 30569")?;
     world.pod.sh("ip route add 10.2.2.0/24 via 192.0.2.1 table 77")?;
     world.in_pod(async |_, net| {
-        let swept = net.sweep().await?;
+        let swept = net.sweep(&[]).await?;
         assert_eq!((swept.links, swept.rules), (links, 2), "{swept:?}");
-        assert_eq!(net.sweep().await?, Default::default());
+        assert_eq!(net.sweep(&[]).await?, Default::default());
         Ok(())
     })?;
     assert!(world.pod.sh("ip link show wg9").is_ok());

@@ -38,7 +38,7 @@ pub(crate) fn steady(world: &World) -> Result<(Probe, u8)> {
     Ok((probe, world.wait_leader(0, None, SOON)?))
 }
 
-fn becomes(world: &World, node: u8, state: &str, within: Duration) -> Result<Instant> {
+pub(crate) fn becomes(world: &World, node: u8, state: &str, within: Duration) -> Result<Instant> {
     let sidecar = world.sidecar(node)?;
     until(&format!("{} to be {state}", sidecar.pod), within, || {
         Ok((sidecar.status()?["tunnels"][0]["state"] == state).then(now))
