@@ -20,12 +20,13 @@ use wirevip::controller::{Controller, Ending};
 use wirevip::election::Campaign;
 use wirevip::election::testing::{LeaseServer, Way};
 use wirevip::election::{Elector, Params};
+use wirevip::inheritance;
 use wirevip::metrics::Metrics;
 use wirevip::ruleset::testing::FakeFirewall;
 use wirevip::ruleset::{Entry, Firewall, Side};
 use wirevip::secret::{Endpoint, Host, PublicKey, SecretKey, Tunnel, TunnelName};
 use wirevip::status::Snapshot;
-use wirevip::tunnel::testing::FakePod;
+use wirevip::tunnel::testing::{Call, FakePod};
 use wirevip::tunnel::{HostNet, Slot};
 
 const LEASE: Duration = Duration::from_secs(5);
@@ -59,6 +60,8 @@ struct Pod {
     way: wirevip::election::testing::LeaseClient,
     process: Option<Process>,
     lives: u64,
+    /// Its tunnel may be held, and be taken over by its next life.
+    holds: bool,
 }
 
 struct Process {
@@ -79,16 +82,18 @@ impl Pod {
             firewall: FakeFirewall::new(Arc::new(clock)),
             process: None,
             lives: 0,
+            holds: false,
             name,
         }
     }
 
     /// Starts the process as the daemon does: clean-up first, then all the rest.
     async fn start(&mut self) {
-        self.kernel.sweep().await.unwrap();
-        for table in self.firewall.tables().unwrap() {
-            self.firewall.commit(&wirevip::ruleset::Transaction::delete(&table)).unwrap();
+        let mut found = vec![];
+        if self.holds {
+            found = inheritance::find(&self.kernel, &mut self.firewall).await.unwrap();
         }
+        inheritance::sweep(&self.kernel, &mut self.firewall, &found).await.unwrap();
         self.lives += 1;
         let clock = self.clock;
         let elector = Elector::new(Params::default(), self.name.clone()).unwrap();
@@ -108,9 +113,12 @@ impl Pod {
         };
         let outputs =
             Outputs { snapshot: snapshot_tx, unheard: watch::channel(Duration::ZERO).0, metrics: Metrics::new() };
-        let controller = Controller::new(Slot::new(1).unwrap(), nic, settings());
+        let mut controller = Controller::new(Slot::new(1).unwrap(), nic, settings());
+        if self.holds {
+            controller = controller.holding(&self.name);
+        }
         let kernel = (Arc::new(self.kernel.clone()), Arc::new(self.kernel.clone()), self.firewall.clone());
-        let actor = Actor::new(controller, kernel, Arc::new(clock), campaign, inputs, outputs);
+        let actor = Actor::new(controller, kernel, Arc::new(clock), campaign, inputs, outputs).heir_of(found.pop());
         let actor = tokio::spawn(actor.run(|| {}));
         self.process = Some(Process { actor, stop, snapshot, _inputs: Box::new((settings_tx, forwards_tx, hub_tx)) });
     }
@@ -151,8 +159,15 @@ struct World {
 
 impl World {
     async fn of(pods: usize) -> Self {
+        Self::holding(pods, false).await
+    }
+
+    async fn holding(pods: usize, holds: bool) -> Self {
         let (server, clock) = (LeaseServer::new(), TokioClock::new());
         let mut world = Self { pods: (0..pods).map(|number| Pod::new(number, &server, clock)).collect(), server };
+        for pod in &mut world.pods {
+            pod.holds = holds;
+        }
         for pod in &mut world.pods {
             pod.start().await;
         }
@@ -243,6 +258,72 @@ async fn a_leader_killed_and_restarted_in_place_leads_again_at_once() {
     assert_eq!(world.leader(), leader);
 }
 
+impl Pod {
+    /// How often its tunnel was touched so that clients could notice.
+    fn touched(&self) -> usize {
+        let touches = [Call::Create, Call::FreshPeer, Call::Remove, Call::Detach];
+        self.kernel.calls().iter().filter(|(call, _)| touches.contains(call)).count()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_restarted_in_place_takes_over_what_its_former_life_held() {
+    let mut world = World::holding(2, true).await;
+    world.serving(LEASE).await;
+    world.pass(LEASE).await;
+    let leader = world.leader();
+    let touched = world.pods[leader].touched();
+    world.pods[leader].kill();
+    world.pass(Duration::from_millis(200)).await;
+    world.pods[leader].start().await;
+    world.pass(Duration::from_secs(10)).await;
+    assert_eq!(world.leader(), leader);
+    assert_eq!(world.pods[leader].touched(), touched, "{:?}", world.pods[leader].kernel.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_restarted_without_the_api_holds_on_and_leads_on_when_it_is_back() {
+    let mut world = World::holding(2, true).await;
+    world.serving(LEASE).await;
+    world.pass(LEASE).await;
+    let leader = world.leader();
+    let touched = world.pods[leader].touched();
+    for pod in &world.pods {
+        pod.way.way(Way::Silent);
+    }
+    world.pods[leader].kill();
+    world.pods[leader].start().await;
+    world.pass(Duration::from_secs(120)).await;
+    assert!(!world.pods[leader].clean() && !world.pods[leader].speaks(), "in hold");
+    world.pods[leader].way.way(Way::Open);
+    world.serving(Duration::from_secs(3)).await;
+    assert_eq!((world.leader(), world.pods[leader].touched()), (leader, touched));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_restarted_when_another_leads_takes_its_tunnel_down() {
+    let mut world = World::holding(2, true).await;
+    world.serving(LEASE).await;
+    world.pass(LEASE).await;
+    let leader = world.leader();
+    world.pods[leader].kill();
+    world.serving_other(leader, LEASE + Duration::from_millis(300)).await;
+    world.pods[leader].start().await;
+    world.pass(Duration::from_secs(2)).await;
+    assert!(world.pods[leader].clean(), "down within a second of the Lease's naming another");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_restarted_without_leave_to_hold_clears_everything_away() {
+    let mut world = World::holding(1, true).await;
+    world.serving(LEASE).await;
+    world.pods[0].kill();
+    world.pods[0].holds = false;
+    world.pods[0].way.way(Way::Silent);
+    world.pods[0].start().await;
+    assert!(world.pods[0].clean());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_leader_without_the_api_falls_silent_in_time_and_leads_again_when_nobody_else_did() {
     let world = World::of(1).await;
@@ -261,7 +342,7 @@ async fn a_pod_that_cannot_make_its_link_lets_another_lead() {
     let world = World::of(2).await;
     world.serving(LEASE).await;
     let leader = world.leader();
-    world.pods[leader].kernel.fail(wirevip::tunnel::testing::Call::Create, u32::MAX);
+    world.pods[leader].kernel.fail(Call::Create, u32::MAX);
     world.pods[leader].kernel.lose(&TunnelName::new("wg0").unwrap());
     world.serving_other(leader, Duration::from_secs(20)).await;
 }

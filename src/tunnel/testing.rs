@@ -7,7 +7,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
-    Backend, HostError, HostNet, LinkBackend, LinkError, LinkPlan, LinkStats, Nic, PeerPlan, Slot, Step, Swept, missing,
+    Alias, Backend, Found, HostError, HostNet, LinkBackend, LinkError, LinkPlan, LinkStats, Nic, PeerPlan, Slot, Step,
+    Swept, missing,
 };
 use crate::clock::{Clock, Moment, TokioClock};
 use crate::secret::{PublicKey, SecretKey, TunnelName};
@@ -90,6 +91,8 @@ struct FakeLink {
     handshake: Option<Moment>,
     received: u64,
     sent: u64,
+    /// Of the tenure in which the session began.
+    transitions: Option<i32>,
 }
 
 impl Default for State {
@@ -247,6 +250,7 @@ impl LinkBackend for FakePod {
             handshake: None,
             received: 0,
             sent: 0,
+            transitions: None,
         };
         state.links.insert(plan.name.clone(), link);
         Ok(())
@@ -274,6 +278,19 @@ impl LinkBackend for FakePod {
         Ok(())
     }
 
+    async fn inscribe(&self, plan: &LinkPlan, transitions: i32) -> Result<(), LinkError> {
+        if let Some(link) = self.state().links.get_mut(&plan.name) {
+            link.transitions = Some(transitions);
+        }
+        Ok(())
+    }
+
+    async fn hub(&self, tunnel: &TunnelName) -> Result<Option<SocketAddr>, LinkError> {
+        Ok(self.state().links.get(tunnel).and_then(|link| link.peer.as_ref()).map(|peer| peer.endpoint))
+    }
+
+    fn adopt(&self, _: &LinkPlan) {}
+
     async fn stats(&self, tunnel: &TunnelName) -> Result<LinkStats, LinkError> {
         let now = self.clock.now();
         let state = self.state();
@@ -294,9 +311,27 @@ impl HostNet for FakePod {
         Ok(self.state().nic.clone())
     }
 
-    async fn sweep(&self) -> Result<Swept, HostError> {
+    async fn found(&self) -> Result<Vec<Found>, HostError> {
+        let state = self.state();
+        let found = state.links.iter().filter(|(_, link)| link.done.contains(&Step::Up)).filter_map(|(name, link)| {
+            let plan = LinkPlan { peer: link.peer.clone()?, ..link.plan.clone() };
+            Some(Found { name: name.clone(), alias: Alias::of(&plan, Some(link.transitions?)) })
+        });
+        Ok(found.collect())
+    }
+
+    async fn discard(&self, found: &Found) -> Result<(), HostError> {
+        self.state().links.remove(&found.name);
+        Ok(())
+    }
+
+    async fn sweep(&self, but: &[Found]) -> Result<Swept, HostError> {
         self.host_call(Call::Sweep, None)?;
-        let links = std::mem::take(&mut self.state().links).len();
+        let stays = |name: &TunnelName| but.iter().any(|found| found.name == *name);
+        let (kept, swept): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.state().links).into_iter().partition(|(name, _)| stays(name));
+        self.state().links = kept;
+        let links = swept.len();
         Ok(Swept { links, rules: 2 * links, routes: links })
     }
 

@@ -5,6 +5,7 @@
 //! answers at once, and every other request waits its turn.
 
 use std::io;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,7 +16,9 @@ use wirevip::ruleset::testing::{FakeFirewall, FenceState};
 use wirevip::ruleset::{Firewall, FirewallError, Forget, Step as TableStep, Table, Transaction, fence_table};
 use wirevip::secret::TunnelName;
 use wirevip::tunnel::testing::FakePod;
-use wirevip::tunnel::{Backend, HostError, HostNet, LinkBackend, LinkError, LinkPlan, LinkStats, Nic, Step, Swept};
+use wirevip::tunnel::{
+    Backend, Found, HostError, HostNet, LinkBackend, LinkError, LinkPlan, LinkStats, Nic, Step, Swept,
+};
 
 use crate::clock::{JIFFY, Machine};
 use crate::mutants::Mutant;
@@ -64,8 +67,7 @@ struct Inner {
 
 impl PodKernel {
     pub fn new(pod: usize, tunnel: TunnelName, machine: Machine, scribe: Scribe, seed: u64) -> Self {
-        let inner =
-            Inner { trouble: Trouble::default(), rng: StdRng::seed_from_u64(seed), seen: Kernel::default() };
+        let inner = Inner { trouble: Trouble::default(), rng: StdRng::seed_from_u64(seed), seen: Kernel::default() };
         Self {
             pod,
             links: FakePod::new(),
@@ -141,7 +143,11 @@ pub struct Seam {
 
 impl Seam {
     /// Takes its turn and its time. `work` is carried out though the caller may have gone, unless the process has.
-    async fn step<T, E>(&self, fail: fn() -> E, work: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, E>
+    async fn step<T, E>(
+        &self,
+        fail: fn() -> E,
+        work: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, E>
     where
         T: Send + 'static,
         E: Send + 'static,
@@ -149,7 +155,8 @@ impl Seam {
         let (takes, failed) = {
             let mut inner = self.kernel.inner.lock().unwrap();
             let Trouble { takes, failed, hung, .. } = inner.trouble.clone();
-            let takes = if inner.rng.random_bool(hung) { Duration::from_secs(1)..Duration::from_secs(3) } else { takes };
+            let takes =
+                if inner.rng.random_bool(hung) { Duration::from_secs(1)..Duration::from_secs(3) } else { takes };
             (inner.rng.random_range(takes), inner.rng.random_bool(failed))
         };
         let this = self.clone();
@@ -205,6 +212,18 @@ impl LinkBackend for Seam {
         self.step(link_error, async move { links.update_peer(&plan).await }).await
     }
 
+    async fn inscribe(&self, plan: &LinkPlan, transitions: i32) -> Result<(), LinkError> {
+        self.kernel.links.inscribe(plan, transitions).await
+    }
+
+    async fn hub(&self, tunnel: &TunnelName) -> Result<Option<SocketAddr>, LinkError> {
+        self.kernel.links.hub(tunnel).await
+    }
+
+    fn adopt(&self, plan: &LinkPlan) {
+        self.kernel.links.adopt(plan);
+    }
+
     async fn stats(&self, tunnel: &TunnelName) -> Result<LinkStats, LinkError> {
         self.kernel.links.stats(tunnel).await
     }
@@ -223,9 +242,18 @@ impl HostNet for Seam {
         self.kernel.links.nic().await
     }
 
-    async fn sweep(&self) -> Result<Swept, HostError> {
-        let links = self.kernel.links.clone();
-        self.step(host_error, async move { links.sweep().await }).await
+    async fn found(&self) -> Result<Vec<Found>, HostError> {
+        self.kernel.links.found().await
+    }
+
+    async fn sweep(&self, but: &[Found]) -> Result<Swept, HostError> {
+        let (links, but) = (self.kernel.links.clone(), but.to_vec());
+        self.step(host_error, async move { links.sweep(&but).await }).await
+    }
+
+    async fn discard(&self, found: &Found) -> Result<(), HostError> {
+        let (links, found) = (self.kernel.links.clone(), found.clone());
+        self.step(host_error, async move { links.discard(&found).await }).await
     }
 
     async fn attach(&self, plan: &LinkPlan) -> Result<Vec<Step>, HostError> {

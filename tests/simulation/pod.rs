@@ -10,9 +10,9 @@ use rand::rngs::StdRng;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use wirevip::clock::Clock;
-use wirevip::controller::{Controller, Ending};
 use wirevip::controller::actor::{Actor, Inputs, Outputs};
 use wirevip::controller::hub::Whereabouts;
+use wirevip::controller::{Controller, Ending};
 use wirevip::election::testing::LeaseClient;
 use wirevip::election::{Campaign, Elector, Params};
 use wirevip::metrics::Metrics;
@@ -189,7 +189,7 @@ impl Daemon {
     async fn run(mut self, store: Store, elector: Elector, rng: StdRng) {
         let (seam, mut firewall) = self.kernel.process(self.life.clone(), self.mutant);
         // A daemon that cannot clean up ends and is started again.
-        while seam.sweep().await.is_err() {
+        while seam.sweep(&[]).await.is_err() {
             self.machine.sleep(Duration::from_millis(100)).await;
         }
         for table in firewall.tables().unwrap() {

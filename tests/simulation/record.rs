@@ -90,7 +90,10 @@ pub enum Fence {
     /// Answers may leave.
     Hold,
     /// Open until then, by true time; what comes after is hold, or closed.
-    Lead { until: Duration, then_hold: bool },
+    Lead {
+        until: Duration,
+        then_hold: bool,
+    },
 }
 
 /// What a pod's kernel would let out, were there something to send.
@@ -162,7 +165,14 @@ impl Scribe {
 
 impl fmt::Display for History {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "history {}: {} pods, lease {:?}, hold {}", self.seed, self.rates.len(), self.params.lease, self.hold)?;
+        writeln!(
+            f,
+            "history {}: {} pods, lease {:?}, hold {}",
+            self.seed,
+            self.rates.len(),
+            self.params.lease,
+            self.hold
+        )?;
         for (pod, Rates { process, kernel }) in self.rates.iter().enumerate() {
             writeln!(f, "  pod {pod}: clock at {process:.6}, kernel's ticks at {kernel:.6} of true time")?;
         }
