@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/target/tools/bin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab test bench build assets check fmt clippy doc deny drift manifests arm64
+.PHONY: help lab test simulate bench build assets check fmt clippy doc deny drift manifests arm64
 
 lab: ## Bring up a small internet in namespaces, take over three times, print the gaps
 	@$(SETUP)/lab.sh demo
@@ -16,6 +16,11 @@ test: ## Run every test this machine can run, and tell the rest as not run
 	$(SETUP)/rust.sh
 	$(SETUP)/assets.sh kube elector helm
 	$(SETUP)/test.sh
+
+simulate: ## Let whole daemons live through a million random histories (HISTORIES=…, SEED=…), in optimised code
+	$(SETUP)/rust.sh
+	WIREVIP_HISTORIES=$(or $(HISTORIES),1000000) WIREVIP_SEED=$(or $(SEED),1) \
+	  cargo test --locked --profile simulate --test simulation never -- --nocapture
 
 bench: ## Measure the gaps of many takeovers and the idle cost of a pod
 	@$(SETUP)/lab.sh bench

@@ -11,10 +11,18 @@ use crate::tunnel::LinkPlan;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Fence {
     Absent,
-    Closed { port: u16 },
+    Closed {
+        port: u16,
+    },
     /// Answers, and begins nothing. `foreign`: whether another session than ours was seen, once that was asked.
-    Held { port: u16, foreign: Option<bool> },
-    Armed { port: u16, until: Moment },
+    Held {
+        port: u16,
+        foreign: Option<bool>,
+    },
+    Armed {
+        port: u16,
+        until: Moment,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -36,6 +44,16 @@ pub(super) struct Actual {
     pub(super) forwards: Option<(Arc<Forwards>, TableKey)>,
     pub(super) link: Link,
     pub(super) peer: Option<Peer>,
+    pub(super) doubts: Doubts,
+}
+
+/// What a step that failed may have made all the same: the kernel's answer came late, or was lost. It is removed on the
+/// way down.
+#[derive(Debug, Default)]
+pub(super) struct Doubts {
+    pub(super) link: Option<Arc<LinkPlan>>,
+    pub(super) forwards: bool,
+    pub(super) fence: bool,
 }
 
 /// The link's peer.
@@ -58,7 +76,8 @@ pub(super) struct TableKey {
 impl Actual {
     /// Nothing: the clean-up at start saw to it.
     pub(super) fn nothing() -> Self {
-        Self { speaking: false, fence: Fence::Absent, forwards: None, link: Link::Absent, peer: None }
+        let doubts = Doubts::default();
+        Self { speaking: false, fence: Fence::Absent, forwards: None, link: Link::Absent, peer: None, doubts }
     }
 
     /// The link that is there.
@@ -73,6 +92,7 @@ impl Actual {
     pub(super) fn unlink(&mut self) {
         self.link = Link::Absent;
         self.peer = None;
+        self.doubts.link = None;
     }
 
     /// The device is gone, and its peer with it.
@@ -83,11 +103,11 @@ impl Actual {
         self.peer = None;
     }
 
-    /// The link, or what is left of it.
+    /// The link, or what is or may be left of it.
     pub(super) fn remains(&self) -> Option<&Arc<LinkPlan>> {
         match &self.link {
             Link::Lost(plan) => Some(plan),
-            _ => self.link(),
+            _ => self.link().or(self.doubts.link.as_ref()),
         }
     }
 

@@ -138,7 +138,14 @@ pub struct Weather {
 
 impl Default for Weather {
     fn default() -> Self {
-        Self { latency: Duration::ZERO..Duration::from_nanos(1), failed: 0.0, lost: 0.0, late: 0.0, conflict: 0.0, stuck: 0.0 }
+        Self {
+            latency: Duration::ZERO..Duration::from_nanos(1),
+            failed: 0.0,
+            lost: 0.0,
+            late: 0.0,
+            conflict: 0.0,
+            stuck: 0.0,
+        }
     }
 }
 

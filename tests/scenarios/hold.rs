@@ -139,7 +139,8 @@ fn a_leader_cut_off_from_the_api_is_replaced_while_it_sends_at_full_rate(api: Ki
         pass(won + Duration::from_secs(4));
         assert_eq!(world.leader(0)?, Some(takeover.to));
         let (from, to) = (won + Duration::from_secs(2), won + Duration::from_secs(4));
-        let late = world.hubs[0].heard().iter().filter(|h| (from..to).contains(&h.at) && h.node() == Some(leader)).count();
+        let late =
+            world.hubs[0].heard().iter().filter(|h| (from..to).contains(&h.at) && h.node() == Some(leader)).count();
         eprintln!("packets of the old leader 2 to 4 s after: {late}");
         drop(download);
         node.heal()?;
@@ -173,7 +174,8 @@ fn without_hold_a_lapsed_leader_says_nothing(api: Kind) -> Result<()> {
         world.api.stop()?;
         pass(event + LEASE + Duration::from_secs(2));
         let silent = event + LEASE;
-        let late: Vec<_> = world.hubs[0].heard().into_iter().filter(|h| h.at > silent && h.node() == Some(leader)).collect();
+        let late: Vec<_> =
+            world.hubs[0].heard().into_iter().filter(|h| h.at > silent && h.node() == Some(leader)).collect();
         assert!(late.is_empty(), "{late:?}");
         world.api.resume()?;
         Ok(())

@@ -65,8 +65,7 @@ struct Inner {
 
 impl PodKernel {
     pub fn new(pod: usize, tunnel: TunnelName, machine: Machine, scribe: Scribe, seed: u64) -> Self {
-        let inner =
-            Inner { trouble: Trouble::default(), rng: StdRng::seed_from_u64(seed), seen: Kernel::default() };
+        let inner = Inner { trouble: Trouble::default(), rng: StdRng::seed_from_u64(seed), seen: Kernel::default() };
         Self {
             pod,
             links: FakePod::new(),
@@ -142,7 +141,11 @@ pub struct Seam {
 
 impl Seam {
     /// Takes its turn and its time. `work` is carried out though the caller may have gone, unless the process has.
-    async fn step<T, E>(&self, fail: fn() -> E, work: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, E>
+    async fn step<T, E>(
+        &self,
+        fail: fn() -> E,
+        work: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, E>
     where
         T: Send + 'static,
         E: Send + 'static,
@@ -150,7 +153,8 @@ impl Seam {
         let (takes, failed) = {
             let mut inner = self.kernel.inner.lock().unwrap();
             let Trouble { takes, failed, hung, .. } = inner.trouble.clone();
-            let takes = if inner.rng.random_bool(hung) { Duration::from_secs(1)..Duration::from_secs(3) } else { takes };
+            let takes =
+                if inner.rng.random_bool(hung) { Duration::from_secs(1)..Duration::from_secs(3) } else { takes };
             (inner.rng.random_range(takes), inner.rng.random_bool(failed))
         };
         let this = self.clone();

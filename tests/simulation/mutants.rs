@@ -76,7 +76,8 @@ impl Mutant {
                 }
             }
         };
-        let ends = |step: &Step| matches!(step, Step::Refill { set, elements, .. } if set == "lead" && elements.is_empty());
+        let ends =
+            |step: &Step| matches!(step, Step::Refill { set, elements, .. } if set == "lead" && elements.is_empty());
         match self {
             Mutant::ReleasesBeforeDown if next.0.iter().any(ends) => next.0.clear(),
             Mutant::NoMargin => timeouts(&mut next, |timeout| timeout + Params::default().margin()),
@@ -88,7 +89,11 @@ impl Mutant {
             }),
             Mutant::RearmFailsOnExpired if expired == Some(true) && next.0.iter().any(is_refill) => {
                 let source = io::Error::from(io::ErrorKind::NotFound);
-                return Err(FirewallError::Refused { step: "deleting the element".into(), detail: String::new(), source });
+                return Err(FirewallError::Refused {
+                    step: "deleting the element".into(),
+                    detail: String::new(),
+                    source,
+                });
             }
             Mutant::ForwardsWipeFence => {
                 if next.0.iter().any(|step| matches!(step, Step::Replace(table) if table.name != name)) {

@@ -53,6 +53,8 @@ pub enum What {
 pub enum Phase {
     /// All faults are over, every pod runs: somebody has to lead, and to go on.
     Calm,
+    /// An outsider takes something of the leader's.
+    Robbed,
     /// The leader of the calm is killed.
     Killed,
     /// The leader of the time is told to end.
@@ -90,7 +92,10 @@ pub enum Fence {
     /// Answers may leave.
     Hold,
     /// Open until then, by true time; what comes after is hold, or closed.
-    Lead { until: Duration, then_hold: bool },
+    Lead {
+        until: Duration,
+        then_hold: bool,
+    },
 }
 
 /// What a pod's kernel would let out, were there something to send.
@@ -162,7 +167,14 @@ impl Scribe {
 
 impl fmt::Display for History {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "history {}: {} pods, lease {:?}, hold {}", self.seed, self.rates.len(), self.params.lease, self.hold)?;
+        writeln!(
+            f,
+            "history {}: {} pods, lease {:?}, hold {}",
+            self.seed,
+            self.rates.len(),
+            self.params.lease,
+            self.hold
+        )?;
         for (pod, Rates { process, kernel }) in self.rates.iter().enumerate() {
             writeln!(f, "  pod {pod}: clock at {process:.6}, kernel's ticks at {kernel:.6} of true time")?;
         }

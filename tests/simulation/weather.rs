@@ -222,13 +222,7 @@ fn trouble(rng: &mut StdRng) -> Trouble {
     }
     let slowest = *[5, 50, 500].choose(rng).unwrap();
     let mut share = |most: f64| if rng.random() { rng.random_range(0.0..most) } else { 0.0 };
-    Trouble {
-        takes: ms(0)..ms(slowest),
-        failed: share(1.0),
-        hung: share(0.5),
-        refused: share(0.5),
-        lost: share(0.3),
-    }
+    Trouble { takes: ms(0)..ms(slowest), failed: share(1.0), hung: share(0.5), refused: share(0.5), lost: share(0.3) }
 }
 
 pub fn ms(millis: u64) -> Duration {

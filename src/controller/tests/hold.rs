@@ -222,7 +222,8 @@ fn a_successor_to_a_lease_that_was_not_given_back_wins_the_hub_from_whoever_had_
     let handshakes: Vec<_> = insisting.iter().filter(|(_, step)| *step == "set-peer").map(|(at, _)| *at).collect();
     assert_eq!(handshakes.len(), 2, "{insisting:?}");
     assert!((1010..=1100).contains(&handshakes[1]), "{handshakes:?}");
-    let spoken: Vec<_> = insisting.iter().map(|(at, _)| *at).filter(|at| *at >= 10 && *at <= handshakes[1] + 500).collect();
+    let spoken: Vec<_> =
+        insisting.iter().map(|(at, _)| *at).filter(|at| *at >= 10 && *at <= handshakes[1] + 500).collect();
     assert!(spoken.windows(2).all(|pair| pair[1] - pair[0] <= 60), "{spoken:?}");
     let rest = insisting.iter().filter(|(at, _)| *at > handshakes[1] + 600).count();
     assert!(rest <= 1, "it goes back to a probe every 2 s: {insisting:?}");

@@ -81,7 +81,11 @@ impl There {
             Step::SetPeer(_) => assert!(armed && self.forwards && self.attached),
             Step::UpdatePeer(_) | Step::Kick(_) | Step::Probe(_) => {
                 assert!(armed && self.forwards && self.attached);
-                assert_eq!(self.peer, tenure.map(|tenure| tenure.transitions), "a session that outlived another leader");
+                assert_eq!(
+                    self.peer,
+                    tenure.map(|tenure| tenure.transitions),
+                    "a session that outlived another leader"
+                );
             }
             Step::Quiet => {
                 let silent = match self.fence {
