@@ -380,3 +380,14 @@ fn a_takeover_is_measured_by_phase() {
     assert_eq!(server.attempt(&mut elector, found + SECOND), Outcome::Won);
     assert_eq!(elector.takeover(), Some(takeover), "a renewal is no takeover");
 }
+
+#[test]
+fn who_waits_for_a_deleted_lease_keeps_looking_since_its_holder_may_make_it_again() {
+    let mut elector = baz();
+    elector.sight(NOW, wall(), lease(&rec("bing", 10)));
+    let mut server = Server::default();
+    let gone = NOW + SECOND;
+    assert_eq!(server.attempt(&mut elector, gone), Outcome::Held, "bing may speak on for a term");
+    let retry = elector.params().retry;
+    assert_eq!(elector.due(), gone + retry, "with a dead watch nothing but a look tells that it is back");
+}
