@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::clock::now;
+use crate::clock::{now, paced};
 use crate::netns::Netns;
 
 /// TCP or UDP.
@@ -61,7 +61,7 @@ pub struct Client {
 impl Client {
     /// A client in `netns` that waits 1 s.
     pub fn new(netns: &Netns) -> Self {
-        Self { netns: netns.clone(), patience: Duration::from_secs(1) }
+        Self { netns: netns.clone(), patience: paced(Duration::from_secs(1)) }
     }
 
     /// The same with another patience.

@@ -66,11 +66,13 @@ impl Takeover {
 
     /// The phases, in order, each from the end of the one before: name and length. What was not seen is left out.
     pub fn phases(&self) -> Vec<(&'static str, Duration)> {
+        // Where the change itself cost no answer the longest silence is any other, and no phase of this.
+        let part = self.gap.ended && self.session.is_none_or(|session| self.gap.from <= session);
         let ends = [
             ("until the Lease is taken", self.lease),
             ("until the first handshake", self.handshake),
             ("until the hub's answer is used", self.session),
-            ("until the client is answered", self.gap.ended.then_some(self.gap.to)),
+            ("until the client is answered", part.then_some(self.gap.to)),
         ];
         let mut last = self.event;
         let mut phases = Vec::new();
@@ -114,6 +116,9 @@ mod tests {
         assert_eq!(lengths(&takeover), [20, 10, 30]);
         takeover.session = Some(at(35));
         assert_eq!(lengths(&takeover), [20, 10, 5, 25]);
+        takeover.gap.from = at(36);
+        assert_eq!(lengths(&takeover), [20, 10, 5], "the silence came after it all");
+        takeover.gap.from = at(0);
         takeover.gap.ended = false;
         assert_eq!(lengths(&takeover), [20, 10, 5]);
     }

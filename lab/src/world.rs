@@ -282,6 +282,8 @@ impl World {
         for (pod, node) in topology.pods.iter().zip(nodes.iter().skip(1)) {
             let mut sidecar = Sidecar::new(node.number, pod, &node.netns, spec.bin.clone(), &processes);
             sidecar.args.extend(spec.args.iter().cloned());
+            // A flag of a test's own goes before it.
+            sidecar.env.extend(backend().map(|backend| ("WIREVIP_BACKEND".to_owned(), backend)));
             sidecar.kubeconfig = api.kubeconfig(User::Sidecar(sidecar.pod.clone()));
             sidecars.push(sidecar);
         }
@@ -360,6 +362,11 @@ impl World {
     pub fn logs(&self) -> String {
         self.sidecars.iter().map(|s| format!("──── {} ────\n{}", s.pod, s.log())).collect()
     }
+}
+
+/// The backend that `WIREVIP_TEST_BACKEND` asks for.
+fn backend() -> Option<String> {
+    std::env::var("WIREVIP_TEST_BACKEND").ok()
 }
 
 fn start_api(spec: &WorldSpec, topology: &Topology) -> Result<ApiServer> {

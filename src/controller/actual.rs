@@ -35,13 +35,22 @@ pub(super) enum Link {
     Attached(Arc<LinkPlan>),
 }
 
+/// The table of the forwards.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) enum Table {
+    Absent,
+    /// An earlier life wrote it; what it forwards is not known.
+    Inherited,
+    Applied(Arc<Forwards>, TableKey),
+}
+
 /// What we know to be in the kernel, from the steps that took.
 #[derive(Debug)]
 pub(super) struct Actual {
     /// Has the campaign been told that we may be heard?
     pub(super) speaking: bool,
     pub(super) fence: Fence,
-    pub(super) forwards: Option<(Arc<Forwards>, TableKey)>,
+    pub(super) forwards: Table,
     pub(super) link: Link,
     pub(super) peer: Option<Peer>,
 }
@@ -66,7 +75,18 @@ pub(super) struct TableKey {
 impl Actual {
     /// Nothing: the clean-up at start saw to it.
     pub(super) fn nothing() -> Self {
-        Self { speaking: false, fence: Fence::Absent, forwards: None, link: Link::Absent, peer: None }
+        Self { speaking: false, fence: Fence::Absent, forwards: Table::Absent, link: Link::Absent, peer: None }
+    }
+
+    /// A tunnel in hold, after this plan, with a session of the tenure with these transitions.
+    pub(super) fn inherited(plan: &Arc<LinkPlan>, transitions: i32) -> Self {
+        Self {
+            speaking: false,
+            fence: Fence::Held { port: plan.listen_port, foreign: None },
+            forwards: Table::Inherited,
+            link: Link::Attached(Arc::clone(plan)),
+            peer: Some(Peer { plan: Arc::clone(plan), transitions }),
+        }
     }
 
     /// The link that is there.
@@ -108,7 +128,7 @@ impl Actual {
             self.link = Link::Created(Arc::clone(plan));
         }
         if forwards {
-            self.forwards = None;
+            self.forwards = Table::Absent;
         }
         if fence {
             self.fence = Fence::Absent;

@@ -127,6 +127,21 @@ impl Pulse {
         };
     }
 
+    /// An earlier life gave the link its peer, which has a session.
+    pub(super) fn inherited(&mut self, stats: LinkStats, now: Moment) {
+        let handshake = stats.handshake_age.map(|age| now - age);
+        *self = Self {
+            peer_since: handshake.unwrap_or(now),
+            heard: now,
+            stats,
+            handshake,
+            next_read: now + READ_AFTER_PROBE,
+            next_probe: now,
+            insistence: self.insistence,
+            ..Self::default()
+        };
+    }
+
     /// The link is gone, and all that was known of the hub by it.
     pub(super) fn unlinked(&mut self) {
         let insistence = match self.insistence {

@@ -488,4 +488,5 @@ fn a_leader_without_an_answer_gives_way_but_not_before_half_a_minute() {
 }
 
 mod hold;
+mod inheritance;
 mod orders;

@@ -17,6 +17,7 @@ mod healing;
 mod hold;
 mod hub;
 mod isolation;
+mod kernel;
 mod kubectl;
 mod leftovers;
 mod live_secret;
