@@ -57,7 +57,7 @@ echo 'status=0' >"$job"
 for program in $programs; do
   file=$(awk -v name="$program" '$1 == name {print $2}' <<<"$built")
   # What is ignored is told with its reason, and not run.
-  mapfile -t names < <("$file" --skip ' ' 2>/dev/null | sed -nE 's/^test (.*) \.\.\. ignored, .*WireGuard.*/\1/p')
+  mapfile -t names < <("$file" 2>/dev/null | sed -nE 's/^test (.*) \.\.\. ignored, .*WireGuard.*/\1/p')
   if [ $# -gt 0 ]; then
     mapfile -t names < <(printf '%s\n' "${names[@]}" | grep -Fx -f <(printf '%s\n' "$@") || true)
   else
