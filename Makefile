@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/target/tools/bin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab test vm bench build assets check fmt clippy doc deny drift manifests arm64
+.PHONY: help lab test faults vm bench build assets check fmt clippy doc deny drift manifests arm64
 
 lab: ## Bring up a small internet in namespaces, take over four times, print the gaps
 	@$(SETUP)/lab.sh demo
@@ -16,6 +16,9 @@ test: ## Run every test this machine can run, and tell the rest as not run
 	$(SETUP)/rust.sh
 	$(SETUP)/assets.sh kube elector helm
 	$(SETUP)/test.sh
+
+faults: ## Let every fault, and WIREVIP_FAULT_PAIRS (200) random pairs, befall real processes
+	@$(SETUP)/faults.sh
 
 vm: ## Run tests on kernel WireGuard, in a virtual machine with a Debian kernel
 	@$(SETUP)/vm.sh

@@ -154,6 +154,14 @@ impl Client {
         })
     }
 
+    /// Asks a backend by UDP for an answer after `wait`; whether it came.
+    pub fn wait_for(&self, target: SocketAddrV4, wait: Duration) -> Result<bool> {
+        let patient = self.patient(self.patience + wait);
+        let socket = patient.flow(target)?;
+        socket.send(format!("wait {}", wait.as_millis()).as_bytes())?;
+        Ok(socket.recv(&mut [0; 64]).is_ok())
+    }
+
     /// A plain HTTP/1.0 GET; status code and body.
     pub fn http_get(&self, target: SocketAddrV4, path: &str) -> Result<(u16, String)> {
         let patience = self.patience;

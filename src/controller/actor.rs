@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::hub::Whereabouts;
 use super::{Controller, Drift, Ending, Event, Next, Outcome, Step};
-use crate::clock::{Clock, Moment};
+use crate::clock::{self, Clock, Moment};
 use crate::election::Gate;
 use crate::election::{Campaign, Standing};
 use crate::election::{Leadership, Tenure};
@@ -227,15 +227,16 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             () = news(hub) => self.take_inputs(),
             () = news(nic) => self.take_inputs(),
             () = news(forwards) => self.take_inputs(),
-            () = tokio::time::sleep(at_most) => {}
+            () = self.clock.sleep(at_most) => {}
         }
     }
 
     async fn carry_out(&mut self, step: Step) {
         let began = self.clock.now();
-        let result = match tokio::time::timeout(STEP_TIMEOUT, self.perform(&step)).await {
-            Ok(result) => result,
-            Err(_) => Err(anyhow::anyhow!("no answer from the kernel within {STEP_TIMEOUT:?}")),
+        let clock = Arc::clone(&self.clock);
+        let result = match clock::within(&*clock, STEP_TIMEOUT, self.perform(&step)).await {
+            Some(result) => result,
+            None => Err(anyhow::anyhow!("no answer from the kernel within {STEP_TIMEOUT:?}")),
         };
         let now = self.clock.now();
         match result {
@@ -247,9 +248,8 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             }
             Err(error) => {
                 let message = format!("{error:#}");
-                if self.controller.failure() != Some(&message) {
-                    tracing::warn!(tunnel = %self.name(), step = step.names().0, error = message, "a step failed");
-                }
+                // Told to the operator by whoever tells what changes; here is which step it was.
+                tracing::debug!(tunnel = %self.name(), step = step.names().0, error = message, "failed");
                 self.outputs.metrics.error(step.names().1);
                 if lost(&error) {
                     self.controller.link_lost();

@@ -418,6 +418,39 @@ fn a_hub_that_never_answered_probes_gets_longer() {
     assert!(fresh > at(35_000) && fresh <= at(37_000), "{fresh:?}");
 }
 
+#[test]
+fn a_hub_whose_answers_get_lost_now_and_then_is_not_taken_for_silent() {
+    let mut controller = leader();
+    let (mut now, mut received, mut probes, mut lost) = (at(10), 92, 0, 0);
+    controller.handle(leading(at(600_000)), now);
+    while now < at(300_000) {
+        match controller.next(now) {
+            Next::Do(step) => {
+                if let Step::Probe(_) = step {
+                    probes += 1;
+                    // Once the hub is known to answer, four in a row are lost, over and over.
+                    if probes > 5 && probes % 5 != 0 {
+                        lost += 1;
+                    } else {
+                        received += 32;
+                    }
+                }
+                assert!(!matches!(step, Step::SetPeer(_)), "a fresh peer at {now:?}");
+                let outcome = match step {
+                    Step::Inspect => {
+                        Outcome::Stats(LinkStats { handshake_age: Some(now.since(at(10))), received, sent: 0 })
+                    }
+                    ref other => outcome(other, true),
+                };
+                controller.done(&step, outcome, now);
+            }
+            Next::WaitUntil(then) => now = then,
+            Next::Finished => panic!("not asked to stop"),
+        }
+    }
+    assert!(lost > 100, "only {lost} were lost");
+}
+
 /// Renews for ever; the hub answers from `answers_from` on. Gives the moment at which the pod gives way, if it does.
 fn gives_way(began: Moment, answers_until: Moment) -> Option<Moment> {
     let mut controller = standby();

@@ -71,10 +71,22 @@ struct State {
     nic: Nic,
 }
 
+/// What of a link is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// When the present peer was put in without a past, by tokio's clock since the making of the pod.
+    pub session: Option<Moment>,
+    /// It has completed a handshake.
+    pub answered: bool,
+    /// Every step of its attachment holds.
+    pub whole: bool,
+}
+
 #[derive(Debug)]
 struct FakeLink {
     plan: LinkPlan,
     peer: Option<PeerPlan>,
+    peer_since: Moment,
     done: Vec<Step>,
     handshake: Option<Moment>,
     received: u64,
@@ -171,6 +183,17 @@ impl FakePod {
         self.state().links.get(tunnel).map(|link| (link.plan.clone(), link.peer.clone()))
     }
 
+    /// How the tunnel's link stands.
+    pub fn seen(&self, tunnel: &TunnelName) -> Option<Seen> {
+        let state = self.state();
+        let link = state.links.get(tunnel)?;
+        Some(Seen {
+            session: link.peer.as_ref().map(|_| link.peer_since),
+            answered: link.handshake.is_some(),
+            whole: missing(&link.plan, &link.done).is_empty(),
+        })
+    }
+
     /// Records the call; true if it is to fail.
     fn called(&self, call: Call, tunnel: Option<&TunnelName>) -> bool {
         let mut state = self.state();
@@ -222,6 +245,7 @@ impl LinkBackend for FakePod {
         let link = FakeLink {
             plan: plan.clone(),
             peer: None,
+            peer_since: Moment::default(),
             done: Vec::new(),
             handshake: None,
             received: 0,
@@ -239,6 +263,7 @@ impl LinkBackend for FakePod {
         let answered = state.hub_answers.then_some(now);
         let link = state.links.get_mut(&plan.name).ok_or_else(|| lost(&plan.name))?;
         link.peer = Some(plan.peer.clone());
+        link.peer_since = now;
         link.handshake = answered;
         link.sent += 148;
         link.received += if answered.is_some() { 92 } else { 0 };

@@ -9,6 +9,7 @@ mod api;
 mod bad_input;
 mod claims;
 mod events;
+mod far;
 mod faults;
 mod flows;
 mod forwarding;
