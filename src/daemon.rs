@@ -114,7 +114,8 @@ async fn sweep(net: &KernelNet, inherit: bool) -> anyhow::Result<(Vec<Found>, Ne
     let mut firewall = NetlinkFirewall::open()?;
     let found = match inherit {
         true => inheritance::find(net, &mut firewall).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "what an earlier life left cannot be looked at; removing it");
+            // The clean-up fails too then, or the checks that follow do, and tell why.
+            tracing::debug!(%error, "what an earlier life left cannot be looked at");
             vec![]
         }),
         false => vec![],

@@ -8,6 +8,8 @@
 //! - What stays is taken over by the tunnel of its name, in hold, if its alias says that it was made as the Secret has it
 //!   now; else it goes then, as does what the Secret does not name.
 
+use std::net::SocketAddr;
+
 use crate::fence;
 use crate::ruleset::{self, Firewall, FirewallError, Forget, Transaction};
 use crate::tunnel::{Alias, Found, HostError, HostNet, LinkBackend, LinkError, LinkPlan, LinkStats};
@@ -78,7 +80,7 @@ pub async fn adopt<L: LinkBackend, F: Firewall>(
     link: &L,
     firewall: &mut F,
     found: &Found,
-    plan: impl FnOnce(std::net::SocketAddr) -> LinkPlan,
+    plan: impl FnOnce(SocketAddr) -> LinkPlan,
 ) -> Result<Option<(LinkPlan, LinkStats)>, InheritanceError> {
     let Some(hub) = link.hub(&found.name).await? else { return Ok(None) };
     let plan = plan(hub);

@@ -35,7 +35,7 @@ needs_of() { grep -oE '\b(root|kube-apiserver|WireGuard|helm|elector|kubectl|Go)
 
 # machine: exit 0 when a virtual machine can be had within minutes.
 machine() {
-  [ -n "${machine:-}" ] || { timeout 300 lab/setup/vm-kernel.sh >/dev/null && machine=yes || machine=no; }
+  [ -n "${machine:-}" ] || { timeout 300 lab/setup/vm-kernel.sh </dev/null >/dev/null && machine=yes || machine=no; }
   [ "$machine" = yes ]
 }
 
