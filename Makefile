@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/target/tools/bin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab test bench build assets check fmt clippy doc deny drift manifests arm64
+.PHONY: help lab test fuzz bench build assets check fmt clippy doc deny drift manifests arm64
 
 lab: ## Bring up a small internet in namespaces, take over four times, print the gaps
 	@$(SETUP)/lab.sh demo
@@ -16,6 +16,10 @@ test: ## Run every test this machine can run, and tell the rest as not run
 	$(SETUP)/rust.sh
 	$(SETUP)/assets.sh kube elector helm
 	$(SETUP)/test.sh
+
+fuzz: ## Look for inputs that break what reads the Secret and the API, FOR=600 seconds
+	$(SETUP)/rust.sh
+	$(SETUP)/fuzz.sh $(or $(FOR),600)
 
 bench: ## Measure the gaps of many takeovers and the idle cost of a pod
 	@$(SETUP)/lab.sh bench
