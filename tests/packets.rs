@@ -601,7 +601,7 @@ fn after_many_differences_the_kernel_has_what_the_firewall_believes() -> Result<
     // Everything changes now and then: ports, backends, ranges, affinity.
     let forwards = |round: u16| -> Forwards {
         (0..200u16)
-            .filter(|port| (port + round) % 7 > 0)
+            .filter(|port| !(port + round).is_multiple_of(7))
             .map(|port| {
                 let changes = if port % 3 == 0 { round } else { round / 8 };
                 let backends =

@@ -69,7 +69,10 @@ struct Kept {
     observer: Option<Observer>,
 }
 
-struct Observer(Box<dyn FnMut(Option<&str>, Option<&Lease>) + Send>);
+struct Observer(Box<Observe>);
+
+/// Told who wrote, and what.
+type Observe = dyn FnMut(Option<&str>, Option<&Lease>) + Send;
 
 impl fmt::Debug for Observer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

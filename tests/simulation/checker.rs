@@ -305,7 +305,7 @@ fn calm(history: &History, spans: &[Span]) -> Vec<Objection> {
         };
         let old = leader.filter(|_| matches!(phase, Phase::Killed | Phase::HandOver));
         let serving = |span: &&Span| span.serves && from < span.to && span.from < to && Some(span.pod) != old;
-        let Some(last) = spans.iter().filter(serving).filter(|span| to <= span.to).next_back() else {
+        let Some(last) = spans.iter().filter(serving).rfind(|span| to <= span.to) else {
             let kind = match phase {
                 Phase::Robbed => Kind::NotBack,
                 _ if spans.iter().any(|span| serving(&span)) => Kind::Hole,

@@ -94,10 +94,14 @@ impl Mutant {
                     source,
                 });
             }
-            Mutant::ForwardsWipeFence => {
-                if next.0.iter().any(|step| matches!(step, Step::Replace(table) if table.name != name)) {
-                    next = next.then(fence::raise(tunnel, PORT));
-                }
+            Mutant::ForwardsWipeFence
+                if next.0.iter().any(|step| match step {
+                    Step::Replace(table) => table.name != name,
+                    Step::Edit { table, .. } => *table != name,
+                    _ => false,
+                }) =>
+            {
+                next = next.then(fence::raise(tunnel, PORT));
             }
             // It stays, behind a closed fence.
             Mutant::LeadsOn => next.0.retain(|step| !matches!(step, Step::Delete(table) if *table == name)),
