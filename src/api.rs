@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod meta;
+mod pace;
 pub mod retry;
 mod watchful;
 

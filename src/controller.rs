@@ -296,7 +296,7 @@ impl Controller {
             Step::ApplyForwards(plan) => {
                 self.actual.forwards = Table::Applied(Arc::clone(&self.forwards), self.table_key(plan));
             }
-            Step::RemoveForwards => self.actual.forwards = Table::Absent,
+            Step::RemoveForwards => (self.actual.forwards, self.actual.doubts.forwards) = (Table::Absent, false),
             Step::RaiseFence { port } => self.actual.fence = Fence::Closed { port: *port },
             Step::ArmFence { port, until } => {
                 if let Fence::Held { foreign, .. } = self.actual.fence {
@@ -315,7 +315,7 @@ impl Controller {
                     self.actual.fence = Fence::Closed { port };
                 }
             }
-            Step::RemoveFence => self.actual.fence = Fence::Absent,
+            Step::RemoveFence => (self.actual.fence, self.actual.doubts.fence) = (Fence::Absent, false),
             Step::CreateLink(plan) => {
                 self.actual.link = Link::Created(plan.clone());
                 self.actual.peer = None;
@@ -391,6 +391,9 @@ impl Controller {
             }
             Step::ArmFence { .. } | Step::CloseFence => self.fence_in_doubt = true,
             Step::HoldFence { .. } => (self.hold_refused, self.retry_at) = (true, now),
+            Step::CreateLink(plan) => self.actual.doubts.link = Some(Arc::clone(plan)),
+            Step::ApplyForwards(_) => self.actual.doubts.forwards = true,
+            Step::RaiseFence { .. } => self.actual.doubts.fence = true,
             // What cannot be known is taken for the worse.
             Step::AskFence => self.asked_fence(true),
             Step::Inspect => self.pulse.unread(now),

@@ -338,7 +338,11 @@ fn claim<'t>(
     }
     match service.class.as_deref() {
         Some(CLASS) => {
-            let known = || tunnels.iter().map(|t| t.name.as_str()).collect::<Vec<_>>().join(", ");
+            // In order of name, whatever order they came in: a text that changes is a new Event.
+            let known = || {
+                let names: BTreeSet<&str> = tunnels.iter().map(|t| t.name.as_str()).collect();
+                names.into_iter().collect::<Vec<_>>().join(", ")
+            };
             match &service.tunnel {
                 Some(asked) => {
                     let named = tunnels.iter().find(|t| t.name.as_str() == asked.trim());

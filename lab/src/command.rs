@@ -52,6 +52,9 @@ enum Command {
         /// Seconds for which the API server is away: 600 for what the documentation promises.
         #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(10..))]
         outage: u64,
+        /// Tunnels of `scale`, each with a hub of its own: a hundred want 4 GB of memory.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
+        tunnels: u8,
     },
     /// Judge a record of what was said at the hubs, and print it: who had whose turn, and who was heard beside
     Referee {
@@ -117,9 +120,11 @@ pub fn run() -> Result<ExitCode> {
     }
     let done = match &args.command {
         Command::Demo { world } => demo::run(world.spec()?),
-        Command::Bench { only, world, runs, outage } => {
-            bench::run(&world.spec()?, *only, Extent { runs: *runs, outage: Duration::from_secs(*outage) })
-        }
+        Command::Bench { only, world, runs, outage, tunnels } => bench::run(
+            &world.spec()?,
+            *only,
+            Extent { runs: *runs, outage: Duration::from_secs(*outage), tunnels: *tunnels },
+        ),
         Command::Up { world } => up::run(world.spec()?),
         Command::Referee { record } => return referee::run(record),
     };

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tower::{BoxError, ServiceBuilder};
 
 use super::ApiFaults;
+use super::pace::PaceLayer;
 use super::watchful::WatchfulLayer;
 use crate::metrics::Metrics;
 
@@ -109,6 +110,8 @@ pub fn with_config(config: &Config, metrics: &Metrics) -> Result<Connection, kub
     let (faults, receiver) = watch::channel(ApiFaults::new());
     // kube's own stack retries 429 and 5xx by itself; an elector has to know how long each try took, so ours does not.
     let service = ServiceBuilder::new()
+        // Outermost: the wait for its turn is no wait for an answer.
+        .layer(PaceLayer::default())
         .layer(WatchfulLayer { metrics: metrics.clone(), faults })
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)

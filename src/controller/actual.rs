@@ -53,6 +53,16 @@ pub(super) struct Actual {
     pub(super) forwards: Table,
     pub(super) link: Link,
     pub(super) peer: Option<Peer>,
+    pub(super) doubts: Doubts,
+}
+
+/// What a step that failed may have made all the same: the kernel's answer came late, or was lost. It is removed on the
+/// way down.
+#[derive(Debug, Default)]
+pub(super) struct Doubts {
+    pub(super) link: Option<Arc<LinkPlan>>,
+    pub(super) forwards: bool,
+    pub(super) fence: bool,
 }
 
 /// The link's peer.
@@ -75,7 +85,8 @@ pub(super) struct TableKey {
 impl Actual {
     /// Nothing: the clean-up at start saw to it.
     pub(super) fn nothing() -> Self {
-        Self { speaking: false, fence: Fence::Absent, forwards: Table::Absent, link: Link::Absent, peer: None }
+        let doubts = Doubts::default();
+        Self { speaking: false, fence: Fence::Absent, forwards: Table::Absent, link: Link::Absent, peer: None, doubts }
     }
 
     /// A tunnel in hold, after this plan, with a session of the tenure with these transitions.
@@ -86,6 +97,7 @@ impl Actual {
             forwards: Table::Inherited,
             link: Link::Attached(Arc::clone(plan)),
             peer: Some(Peer { plan: Arc::clone(plan), transitions }),
+            doubts: Doubts::default(),
         }
     }
 
@@ -101,6 +113,7 @@ impl Actual {
     pub(super) fn unlink(&mut self) {
         self.link = Link::Absent;
         self.peer = None;
+        self.doubts.link = None;
     }
 
     /// The device is gone, and its peer with it.
@@ -111,11 +124,11 @@ impl Actual {
         self.peer = None;
     }
 
-    /// The link, or what is left of it.
+    /// The link, or what is or may be left of it.
     pub(super) fn remains(&self) -> Option<&Arc<LinkPlan>> {
         match &self.link {
             Link::Lost(plan) => Some(plan),
-            _ => self.link(),
+            _ => self.link().or(self.doubts.link.as_ref()),
         }
     }
 

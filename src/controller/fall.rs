@@ -78,10 +78,10 @@ impl Controller {
         if let Some(link) = self.actual.remains().cloned() {
             return self.unless_waiting(now, Step::RemoveLink(link));
         }
-        if self.actual.forwards != Table::Absent {
+        if self.actual.forwards != Table::Absent || self.actual.doubts.forwards {
             return self.unless_waiting(now, Step::RemoveForwards);
         }
-        if self.actual.fence != Fence::Absent {
+        if self.actual.fence != Fence::Absent || self.actual.doubts.fence {
             return self.unless_waiting(now, Step::RemoveFence);
         }
         match self.ending {

@@ -309,7 +309,8 @@ fn who_gave_way_raises_nothing_until_its_next_tenure_and_then_tries_before_it_gi
             Next::Finished => panic!("not asked to stop"),
         }
     }
-    assert_eq!(down, ["StepDown", "Quiet", "RemoveForwards", "RemoveFence"]);
+    // What could not be made may be there all the same.
+    assert_eq!(down, ["StepDown", "Quiet", "RemoveLink", "RemoveForwards", "RemoveFence"]);
     assert_eq!(controller.failure(), Some("the port is taken"), "it stays told");
     controller.handle(following(), at(20_000));
     controller.handle(tenure(22_000, 60_000), at(22_000));
@@ -485,6 +486,28 @@ fn a_leader_without_an_answer_gives_way_but_not_before_half_a_minute() {
     // 5 or 15 s until the session is given up, and 10 s in which no new one comes.
     let deaf_later = gives_way(at(0), at(60_000)).unwrap();
     assert!((at(70_000)..at(90_000)).contains(&deaf_later), "{deaf_later:?}");
+}
+
+#[test]
+fn what_a_failed_step_may_have_made_all_the_same_is_removed_on_the_way_down() {
+    for (kind, removed) in
+        [("ApplyForwards", "RemoveForwards"), ("RaiseFence", "RemoveFence"), ("CreateLink", "RemoveLink")]
+    {
+        let mut controller = standby();
+        controller.handle(leading(at(5000)), at(0));
+        loop {
+            let Next::Do(step) = controller.next(at(0)) else { panic!("nothing fails") };
+            if names(std::slice::from_ref(&step)) == [kind] {
+                controller.failed(&step, "no answer from the kernel within 1s".into(), at(0));
+                break;
+            }
+            controller.done(&step, outcome(&step, false), at(0));
+        }
+        controller.handle(Event::Stop(Ending::HandOver), at(0));
+        let steps = names(&settle(&mut controller, at(0)));
+        assert_eq!(steps.iter().filter(|step| *step == removed).count(), 1, "{kind} failed: {steps:?}");
+        assert_eq!(controller.next(at(0)), Next::Finished);
+    }
 }
 
 mod hold;

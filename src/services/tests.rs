@@ -193,6 +193,16 @@ fn an_unknown_tunnel_is_a_fault_that_names_those_there_are() {
 }
 
 #[test]
+fn a_fault_reads_the_same_whatever_order_the_tunnels_came_in() {
+    let (nameless, none): (_, &[EndpointSlice]) = ([service(json!({}))], &[]);
+    let unknown = [service(json!({"metadata": {"annotations": {"wirevip.io/tunnel": "wg7"}}}))];
+    for services in [nameless, unknown] {
+        let straight = translate(&services, none, &[wg0(), wg1()], SETTINGS);
+        assert_eq!(straight, translate(&services, none, &[wg1(), wg0()], SETTINGS));
+    }
+}
+
+#[test]
 fn before_the_first_tunnel_is_known_nothing_is_at_fault() {
     let named = service(json!({"metadata": {"annotations": {"wirevip.io/tunnel": "wg7"}}}));
     let translation = translate(&[named, service(json!({}))], &[] as &[EndpointSlice], &[], SETTINGS);

@@ -22,6 +22,7 @@ mod kubectl;
 mod leftovers;
 mod live_secret;
 mod metrics;
+mod peers;
 mod referee;
 mod rights;
 mod seen;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::clock::JIFFY;
+use crate::kernel::Trouble;
 use crate::record::{Event, Fence, History, Kernel, Phase, Voice, What};
 use crate::weather::Act;
 
@@ -16,10 +17,12 @@ pub const LEADS_WITHIN: Duration = Duration::from_millis(13_000);
 pub const TAKEN_OVER_WITHIN: Duration = Duration::from_millis(6500);
 /// A leader that is told to end is replaced within this: a retry period if the successor's wall clock is behind.
 const HANDED_OVER_WITHIN: Duration = Duration::from_millis(1500);
+/// Who leads again after another has its session made afresh within this, whatever the kernel's steps take.
+const SETTLES_WITHIN: Duration = Duration::from_millis(5000);
 /// Told to end, a process has done so within this (contract: SIGTERM).
 const ENDS_WITHIN: Duration = Duration::from_millis(3000);
 /// What an outsider deletes is back within this (contract: 2 s, a lost link 5 s).
-const BACK_WITHIN: Duration = Duration::from_millis(5000);
+pub const BACK_WITHIN: Duration = Duration::from_millis(5000);
 
 /// Which promise is broken.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -46,6 +49,8 @@ pub enum Kind {
     Hole,
     /// I4: what an outsider took did not come back in time.
     NotBack,
+    /// Who may hold fell silent although nobody else was there.
+    NotHeld,
     /// SIGTERM was not over in time.
     Lingers,
 }
@@ -74,7 +79,7 @@ pub fn check(history: &History) -> Vec<Objection> {
         leases(history),
         ends(history),
         calm(history, &spans),
-        outsiders(history),
+        held(history, &spans),
     ]
     .concat();
     objections.sort_by_key(|objection| objection.at);
@@ -139,7 +144,14 @@ fn old_sessions(spans: &[Span]) -> Vec<Objection> {
     let mut found = vec![];
     for (place, span) in spans.iter().enumerate() {
         let between = spans[..place].iter().find(|other| other.pod != span.pod && span.session < other.from);
-        if let Some(other) = between {
+        let again = between.and_then(|other| {
+            spans.iter().find(|at| at.pod == span.pod && at.session == span.session && other.from < at.from)
+        });
+        // Its successor's fence opens before its own session is made afresh.
+        let settles = again.map_or(span.to, |again| again.from + SETTLES_WITHIN);
+        if let Some(other) = between
+            && settles < span.to
+        {
             let words = format!(
                 "pod {} goes on with its session of {:?}, although pod {} spoke from {:?} on",
                 span.pod, span.session, other.pod, other.from
@@ -286,14 +298,19 @@ fn calm(history: &History, spans: &[Span]) -> Vec<Objection> {
         let [(from, phase), (to, _)] = *pair else { continue };
         let bound = match phase {
             Phase::Calm => LEADS_WITHIN,
+            Phase::Robbed => BACK_WITHIN,
             Phase::Killed => TAKEN_OVER_WITHIN,
             Phase::HandOver => HANDED_OVER_WITHIN,
             Phase::Stop | Phase::End => break,
         };
-        let old = leader.filter(|_| phase != Phase::Calm);
+        let old = leader.filter(|_| matches!(phase, Phase::Killed | Phase::HandOver));
         let serving = |span: &&Span| span.serves && from < span.to && span.from < to && Some(span.pod) != old;
         let Some(last) = spans.iter().filter(serving).filter(|span| to <= span.to).next_back() else {
-            let kind = if spans.iter().any(|span| serving(&span)) { Kind::Hole } else { Kind::Nobody };
+            let kind = match phase {
+                Phase::Robbed => Kind::NotBack,
+                _ if spans.iter().any(|span| serving(&span)) => Kind::Hole,
+                _ => Kind::Nobody,
+            };
             found.push(objection(to, kind, format!("nobody serves at the end of {phase:?}")));
             leader = None;
             continue;
@@ -315,30 +332,37 @@ fn calm(history: &History, spans: &[Span]) -> Vec<Objection> {
     found
 }
 
-/// What an outsider takes from a serving pod comes back, if nothing else befalls the world meanwhile.
-fn outsiders(history: &History) -> Vec<Objection> {
+/// Cut off from the API, and with nothing else that went wrong, a leader that may hold does so until another speaks.
+fn held(history: &History, spans: &[Span]) -> Vec<Objection> {
     let mut found = vec![];
-    let acts: Vec<&Event> =
-        history.events.iter().filter(|event| matches!(event.what, What::Befell(_) | What::Phase(_))).collect();
-    for (place, event) in acts.iter().enumerate() {
-        let What::Befell(Act::LinkLost(pod) | Act::LinkDown(pod) | Act::TableLost { pod, .. }) = event.what else {
-            continue;
-        };
-        let quiet_before = place.checked_sub(1).and_then(|before| acts.get(before)).map_or(Duration::ZERO, |e| e.at);
-        let quiet_until = acts.get(place + 1).map_or(event.at, |next| next.at);
-        if event.at < quiet_before + 2 * BACK_WITHIN || quiet_until < event.at + BACK_WITHIN {
-            continue;
-        }
-        let serves_at = |at: Duration| {
-            let state = history.events.iter().take_while(|event| event.at < at).filter_map(|event| match event.what {
-                What::Kernel { pod: of, state } if of == pod => Some(state),
-                _ => None,
-            });
-            state.last().is_some_and(|state| state.serves() && state.voice(at) == Voice::Free)
-        };
-        if serves_at(event.at) && !serves_at(event.at + BACK_WITHIN) {
-            let words = format!("pod {pod} does not serve {BACK_WITHIN:?} after {:?}", event.what);
-            found.push(objection(event.at + BACK_WITHIN, Kind::NotBack, words));
+    let mut kernels: BTreeMap<usize, Kernel> = BTreeMap::new();
+    let mut wrong: BTreeMap<usize, Duration> = BTreeMap::new();
+    let lease = history.params.lease;
+    for Event { at, what } in &history.events {
+        match what {
+            What::Befell(Act::Way(..) | Act::Api(_) | Act::Deafen(_) | Act::Gone(_) | Act::WallStep(..)) => {}
+            What::Befell(Act::Freeze(_) | Act::Thaw(_)) => {}
+            What::Befell(Act::Kernel(pod, trouble)) if *trouble != Trouble::default() => {
+                wrong.insert(*pod, Duration::MAX);
+            }
+            What::Befell(_) | What::Phase(_) => {
+                for pod in 0..history.rates.len() {
+                    let until = wrong.entry(pod).or_default();
+                    *until = (*until).max(*at + 2 * lease);
+                }
+            }
+            What::Kernel { pod, state } => {
+                let before = kernels.insert(*pod, *state).unwrap_or_default();
+                let Fence::Lead { until, then_hold: true } = before.fence else { continue };
+                let other = spans.iter().any(|span| span.pod != *pod && until <= span.from && span.from <= *at);
+                let well = wrong.get(pod).is_none_or(|until| until < at) && before.serves();
+                // It lapsed, and the process did something about it.
+                let lapsed = *at + Duration::from_millis(50) > until && *at < until + lease;
+                if well && lapsed && !other && state.voice(*at) == Voice::Silent {
+                    found.push(objection(*at, Kind::NotHeld, format!("pod {pod} falls silent: {state}")));
+                }
+            }
+            _ => {}
         }
     }
     found

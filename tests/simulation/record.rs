@@ -53,6 +53,8 @@ pub enum What {
 pub enum Phase {
     /// All faults are over, every pod runs: somebody has to lead, and to go on.
     Calm,
+    /// An outsider takes something of the leader's.
+    Robbed,
     /// The leader of the calm is killed.
     Killed,
     /// The leader of the time is told to end.

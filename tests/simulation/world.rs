@@ -27,7 +27,7 @@ pub fn live(plan: &Plan, mutant: Mutant) -> History {
     runtime.block_on(async {
         let mut world = World::new(plan, mutant);
         world.befall(plan).await;
-        world.end().await;
+        world.end(plan.seed).await;
         let rates = plan.pods.iter().map(|(rates, ..)| *rates).collect();
         History { seed: plan.seed, hold: plan.hold, params: Params::default(), rates, events: world.scribe.events() }
     })
@@ -153,7 +153,7 @@ impl World {
     }
 
     /// All is well again: somebody serves and goes on, also through what is no fault; then takeovers, then the end.
-    async fn end(&mut self) {
+    async fn end(&mut self, seed: u64) {
         for pod in &mut self.pods {
             pod.machine.run().freeze(false);
             pod.client.weather(Weather::default());
@@ -173,6 +173,13 @@ impl World {
             self.scribe.write(What::Befell(Act::Forwards(number)));
             self.perform(&Act::Forwards(number));
             tokio::time::sleep(ms(700)).await;
+        }
+        if let Some(leader) = self.leader() {
+            self.scribe.write(What::Phase(Phase::Robbed));
+            let act = robbery(leader, seed);
+            self.scribe.write(What::Befell(act.clone()));
+            self.perform(&act);
+            tokio::time::sleep(crate::checker::BACK_WITHIN + ms(500)).await;
         }
         if let Some(leader) = self.leader() {
             self.scribe.write(What::Phase(Phase::Killed));
@@ -197,6 +204,14 @@ impl World {
     fn leader(&self) -> Option<usize> {
         let holder = self.server.record()?.holder;
         self.pods.iter().position(|pod| holder.starts_with(&format!("pod-{}_", pod.number)))
+    }
+}
+
+fn robbery(pod: usize, seed: u64) -> Act {
+    match seed % 4 {
+        0 => Act::LinkLost(pod),
+        1 => Act::LinkDown(pod),
+        n => Act::TableLost { pod, forwards: n == 2 },
     }
 }
 

@@ -5,6 +5,7 @@ mod cutoff;
 mod handover;
 mod idle;
 mod outage;
+mod scale;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -39,6 +40,8 @@ pub enum Part {
     Idle,
     /// Endpoints that change among 1,000 Services.
     Churn,
+    /// Many tunnels and 1,000 Services over five pods; only when asked for.
+    Scale,
 }
 
 /// How often and how long.
@@ -48,6 +51,8 @@ pub struct Extent {
     pub runs: Option<u32>,
     /// How long the API server is away.
     pub outage: Duration,
+    /// Tunnels of the part with many.
+    pub tunnels: u8,
 }
 
 impl Extent {
@@ -56,9 +61,9 @@ impl Extent {
     }
 }
 
-/// Measures everything, or one part, and prints it.
+/// Measures everything that needs no more than a small machine, or one part, and prints it.
 pub fn run(spec: &WorldSpec, only: Option<Part>, extent: Extent) -> Result<()> {
-    let wanted = |part| only.is_none_or(|only| only == part);
+    let wanted = |part| only.map_or(part != Part::Scale, |only| only == part);
     let screen = Screen::default();
     let size = std::fs::metadata(&spec.bin).context("cannot read the program")?.len();
     screen.tell(&format!("program: {:.1} MB; times in ms\n", size as f64 / 1e6));
@@ -72,7 +77,7 @@ pub fn run(spec: &WorldSpec, only: Option<Part>, extent: Extent) -> Result<()> {
 
 type Measure = fn(&WorldSpec, Extent, &Screen) -> Result<()>;
 
-const PARTS: [(Part, Measure); 7] = [
+const PARTS: [(Part, Measure); 8] = [
     (Part::Takeovers, |spec, extent, screen| within(spec.clone(), |world| takeovers(world, extent.runs(), screen))),
     (Part::Handover, handover::measure),
     (Part::Cutoff, |spec, extent, screen| within(spec.clone(), |world| cutoff::measure(world, extent.runs(), screen))),
@@ -80,6 +85,7 @@ const PARTS: [(Part, Measure); 7] = [
     (Part::Starts, |spec, extent, screen| within(spec.clone(), |world| starts(world, extent.runs(), screen))),
     (Part::Idle, |spec, _, screen| within(spec.clone(), |world| idle::measure(world, screen))),
     (Part::Churn, |spec, _, screen| churn::measure(spec.clone(), screen)),
+    (Part::Scale, |spec, extent, screen| scale::measure(spec, extent.tunnels, screen)),
 ];
 
 /// Measures in a world of its own.

@@ -72,8 +72,8 @@ fn the_same_tenure_leads_on_with_the_session_and_wins_the_hub_from_nobody() {
         !taken.iter().any(|step| ["SetPeer", "Kick", "CreateLink", "RaiseFence"].contains(&step.as_str())),
         "{taken:?}"
     );
-    // Who wins a hub from another speaks every 50 ms.
-    assert!(taken.iter().filter(|step| *step == "Probe").count() < 10, "{taken:?}");
+    // Whoever wins the hub from another speaks ten times as often.
+    assert!(taken.iter().filter(|step| *step == "Probe").count() <= 6, "{taken:?}");
     assert_eq!(controller.state(at(103_000)), State::Leading);
 }
 

@@ -17,6 +17,11 @@ const TICKS: f64 = 100.0;
 /// Looks at a leader and its standbys for half a minute.
 pub fn measure(world: &World, screen: &Screen) -> Result<()> {
     let leader = world.wait_leader(0, None, super::WITHIN)?;
+    look(world, |node| if node == leader { "leader" } else { "standby" }.to_owned(), screen)
+}
+
+/// Looks at every pod for half a minute; `role` is what it is called.
+pub(super) fn look(world: &World, role: impl Fn(u8) -> String, screen: &Screen) -> Result<()> {
     // What the last takeover brought (Events, status) passes first.
     pause(Duration::from_secs(5))?;
     let before: Vec<f64> = world.sidecars.iter().map(|s| processor(s.process()?.id())).collect::<Result<_>>()?;
@@ -26,7 +31,7 @@ pub fn measure(world: &World, screen: &Screen) -> Result<()> {
     let requests = world.api.requests();
     for (sidecar, before) in world.sidecars.iter().zip(before) {
         let id = sidecar.process()?.id();
-        let role = if sidecar.node == leader { "leader" } else { "standby" };
+        let role = role(sidecar.node);
         let mut verbs: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for request in requests.iter().skip(asked).filter(|request| request.user == sidecar.pod) {
             *verbs.entry((&request.verb, &request.resource)).or_default() += 1;
