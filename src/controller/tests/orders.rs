@@ -91,7 +91,9 @@ impl There {
                 let silent = match self.fence {
                     FenceThere::Closed => true,
                     FenceThere::Held => self.may_hold,
-                    FenceThere::Absent | FenceThere::ArmedUntil(_) => false,
+                    // The kernel let it fall to hold.
+                    FenceThere::ArmedUntil(until) => self.may_hold && until <= now,
+                    FenceThere::Absent => false,
                 };
                 assert!(!self.link || silent, "quiet with a link behind {:?}", self.fence);
             }
