@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/target/tools/bin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab test fuzz bench build assets check fmt clippy doc deny drift manifests arm64
+.PHONY: help lab test faults vm simulate fuzz bench build assets check fmt clippy doc deny drift manifests arm64
 
 lab: ## Bring up a small internet in namespaces, take over four times, print the gaps
 	@$(SETUP)/lab.sh demo
@@ -16,6 +16,17 @@ test: ## Run every test this machine can run, and tell the rest as not run
 	$(SETUP)/rust.sh
 	$(SETUP)/assets.sh kube elector helm
 	$(SETUP)/test.sh
+
+faults: ## Let every fault, and WIREVIP_FAULT_PAIRS (200) random pairs, befall real processes
+	@$(SETUP)/faults.sh
+
+vm: ## Run tests on kernel WireGuard, in a virtual machine with a Debian kernel
+	@$(SETUP)/vm.sh
+
+simulate: ## Let whole daemons live through a million random histories (HISTORIES=…, SEED=…), in optimised code
+	$(SETUP)/rust.sh
+	WIREVIP_HISTORIES=$(or $(HISTORIES),1000000) WIREVIP_SEED=$(or $(SEED),1) \
+	  cargo test --locked --profile simulate --test simulation never -- --nocapture
 
 fuzz: ## Look for inputs that break what reads the Secret and the API, FOR=600 seconds
 	$(SETUP)/rust.sh

@@ -1,12 +1,14 @@
 //! Time, as every stage sees it: a [`Moment`] for deciding, a wall-clock timestamp only for what is written to the API.
 //!
 //! Moments count CLOCK_BOOTTIME, which goes on while the machine sleeps: a pod that wakes from a suspend must find
-//! its tenure over. Pure cores take a `Moment` as an argument; drivers ask a [`Clock`].
+//! its tenure over. Pure cores take a `Moment` as an argument; drivers ask a [`Clock`], and sleep by it, so that the
+//! simulation can give each pod a clock that runs at a rate of its own.
 
 use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
+use futures::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
 
 /// A point on this machine's boot-time clock. Comparable only within one boot of one machine.
@@ -59,6 +61,20 @@ pub trait Clock: Send + Sync + 'static {
 
     /// The wall clock, for what is written to the API and nothing else.
     fn wall(&self) -> Timestamp;
+
+    /// Ends when `span` has passed.
+    fn sleep(&self, span: Duration) -> BoxFuture<'static, ()> {
+        tokio::time::sleep(span).boxed()
+    }
+}
+
+/// What comes of `work`; `None` if `span` passes by this clock before that.
+pub async fn within<T>(clock: &(impl Clock + ?Sized), span: Duration, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = clock.sleep(span) => None,
+    }
 }
 
 /// CLOCK_BOOTTIME and the system's wall clock.

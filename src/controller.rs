@@ -24,7 +24,7 @@ use crate::clock::Moment;
 use crate::election::{Leadership, Tenure};
 use crate::secret::Tunnel;
 use crate::services::Forwards;
-use crate::tunnel::{LinkPlan, Nic, PeerPlan, Slot, derived_mtu};
+use crate::tunnel::{LinkPlan, LinkStats, Nic, PeerPlan, Slot, derived_mtu};
 
 pub mod actor;
 mod actual;
@@ -35,7 +35,7 @@ mod rise;
 mod step;
 mod view;
 
-use actual::{Actual, Fence, Link, Peer, TableKey};
+use actual::{Actual, Fence, Link, Peer, Table, TableKey};
 use pulse::Pulse;
 pub use step::{Drift, Next, Outcome, Step};
 
@@ -100,6 +100,8 @@ pub struct Controller {
     nic: Nic,
     settings: Arc<Tunnel>,
     forwards: Arc<Forwards>,
+    /// Are these the forwards that we were told, and not those of the beginning?
+    told_forwards: bool,
     endpoint: Option<SocketAddr>,
     /// Made anew from the four above whenever the hub's address is known; else the last one stays in force.
     plan: Option<Arc<LinkPlan>>,
@@ -143,6 +145,7 @@ impl Controller {
             nic,
             settings,
             forwards: Arc::default(),
+            told_forwards: false,
             endpoint: None,
             plan: None,
             tenure: None,
@@ -167,6 +170,16 @@ impl Controller {
     pub fn holding(mut self, identity: &str) -> Self {
         self.hold_as = Some(identity.to_owned());
         self
+    }
+
+    /// Takes over what an earlier life left: the tunnel in hold, after this plan of ours ([`Controller::plan_at`]), with a
+    /// session of the tenure with these `leaseTransitions`.
+    pub fn inherit(&mut self, plan: LinkPlan, transitions: i32, stats: LinkStats, now: Moment) {
+        self.endpoint = self.endpoint.or(Some(plan.peer.endpoint));
+        self.actual = Actual::inherited(&Arc::new(plan), transitions);
+        self.pulse.inherited(stats, now);
+        self.next_audit = now;
+        self.replan();
     }
 
     /// Takes in what happened.
@@ -205,7 +218,7 @@ impl Controller {
                 }
                 self.settings = settings;
             }
-            Event::Forwards(forwards) => self.forwards = forwards,
+            Event::Forwards(forwards) => (self.forwards, self.told_forwards) = (forwards, true),
             Event::Endpoint(address) => self.endpoint = Some(address),
             Event::Nic(nic) => self.nic = nic,
             Event::Stop(ending) => self.ending = self.ending.or(Some((ending, now))),
@@ -239,7 +252,9 @@ impl Controller {
         self.retry_at = now;
         self.gave_way = None;
         self.hold_refused = false;
-        if !tenure.clean {
+        // With a session of this very tenure there is nobody to win the hub from.
+        let resumed = self.actual.peer.as_ref().is_some_and(|there| there.transitions == tenure.transitions);
+        if !tenure.clean && !resumed {
             self.pulse.insist();
         }
         if let Some(failing) = &mut self.failing {
@@ -252,9 +267,14 @@ impl Controller {
     }
 
     fn stale_forwards(&self, plan: &LinkPlan) -> bool {
-        self.actual.forwards.as_ref().is_none_or(|(applied, key)| {
-            *key != self.table_key(plan) || !(Arc::ptr_eq(applied, &self.forwards) || *applied == self.forwards)
-        })
+        match &self.actual.forwards {
+            Table::Absent => true,
+            // Better what was true of late than nothing.
+            Table::Inherited => self.told_forwards,
+            Table::Applied(applied, key) => {
+                *key != self.table_key(plan) || !(Arc::ptr_eq(applied, &self.forwards) || *applied == self.forwards)
+            }
+        }
     }
 
     fn failed_last(&self, step: &Step) -> bool {
@@ -274,9 +294,9 @@ impl Controller {
             Step::Speak => self.actual.speaking = true,
             Step::Quiet => self.actual.speaking = false,
             Step::ApplyForwards(plan) => {
-                self.actual.forwards = Some((Arc::clone(&self.forwards), self.table_key(plan)));
+                self.actual.forwards = Table::Applied(Arc::clone(&self.forwards), self.table_key(plan));
             }
-            Step::RemoveForwards => self.actual.forwards = None,
+            Step::RemoveForwards => (self.actual.forwards, self.actual.doubts.forwards) = (Table::Absent, false),
             Step::RaiseFence { port } => self.actual.fence = Fence::Closed { port: *port },
             Step::ArmFence { port, until } => {
                 if let Fence::Held { foreign, .. } = self.actual.fence {
@@ -295,7 +315,7 @@ impl Controller {
                     self.actual.fence = Fence::Closed { port };
                 }
             }
-            Step::RemoveFence => self.actual.fence = Fence::Absent,
+            Step::RemoveFence => (self.actual.fence, self.actual.doubts.fence) = (Fence::Absent, false),
             Step::CreateLink(plan) => {
                 self.actual.link = Link::Created(plan.clone());
                 self.actual.peer = None;
@@ -371,6 +391,9 @@ impl Controller {
             }
             Step::ArmFence { .. } | Step::CloseFence => self.fence_in_doubt = true,
             Step::HoldFence { .. } => (self.hold_refused, self.retry_at) = (true, now),
+            Step::CreateLink(plan) => self.actual.doubts.link = Some(Arc::clone(plan)),
+            Step::ApplyForwards(_) => self.actual.doubts.forwards = true,
+            Step::RaiseFence { .. } => self.actual.doubts.fence = true,
             // What cannot be known is taken for the worse.
             Step::AskFence => self.asked_fence(true),
             Step::Inspect => self.pulse.unread(now),
@@ -385,8 +408,16 @@ impl Controller {
 
     fn replan(&mut self) {
         let Some(endpoint) = self.endpoint else { return };
+        let plan = self.plan_at(endpoint);
+        if self.plan.as_deref() != Some(&plan) {
+            self.plan = Some(Arc::new(plan));
+        }
+    }
+
+    /// The link as it should be with the hub at this address.
+    pub fn plan_at(&self, endpoint: SocketAddr) -> LinkPlan {
         let settings = &self.settings;
-        let plan = LinkPlan {
+        LinkPlan {
             name: settings.name.clone(),
             slot: self.slot,
             vip: settings.vip,
@@ -400,9 +431,6 @@ impl Controller {
                 allowed_ips: settings.allowed_ips.clone(),
                 persistent_keepalive: settings.persistent_keepalive,
             },
-        };
-        if self.plan.as_deref() != Some(&plan) {
-            self.plan = Some(Arc::new(plan));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Wiring: the only file that knows every stage.
 //!
-//! The order at start: clean up what an earlier life left (before any word with the API, I3) → check what is needed →
+//! The order at start: clean up what an earlier life left but for tunnels in hold (before any word with the API, I3) → check what is needed →
 //! listen → connect → watch. The order at the end: every tunnel down and its Lease given back, all at once, within 3 s.
 
 use std::sync::Arc;
@@ -14,14 +14,15 @@ use crate::admin::{self, Pages};
 use crate::api::client::{self, Credentials};
 use crate::cli::run::RunConfig;
 use crate::clock::BootClock;
+use crate::inheritance;
 use crate::metrics::Metrics;
-use crate::ruleset::{Firewall, Forget, NetlinkFirewall, Transaction};
+use crate::ruleset::NetlinkFirewall;
 use crate::status::board::{Board, Pod};
 use crate::tunnel::network::KernelNet;
 use crate::tunnel::preflight::preflight;
 use crate::tunnel::rtnl::Rtnl;
 use crate::tunnel::system::SystemLinks;
-use crate::tunnel::{Backend, BackendChoice, HostNet, Nic};
+use crate::tunnel::{Backend, BackendChoice, Found, HostNet, Nic};
 
 mod fleet;
 mod gauges;
@@ -42,18 +43,24 @@ pub async fn run(config: RunConfig) -> anyhow::Result<()> {
     let clock = Arc::new(BootClock);
     let rtnl = Rtnl::open().context("cannot talk to the kernel's routing (rtnetlink)")?;
     let net = Arc::new(KernelNet::new(rtnl.clone()));
-    let swept = sweep(&net).await;
     let choice = match config.backend {
         None => BackendChoice::Auto,
         Some(Backend::Kernel) => BackendChoice::Kernel,
         Some(Backend::Userspace) => BackendChoice::Userspace,
     };
+    let swept = sweep(&net, config.hold && choice != BackendChoice::Userspace).await;
     let backend = preflight(choice, &rtnl).await.map_err(|missing| {
         let lines: Vec<_> = missing.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("this pod cannot run wirevip:\n  {}", lines.join("\n  "))
     })?;
     // After the checks, whose words on a missing capability are plainer.
-    let firewall = swept?;
+    let (mut found, mut firewall) = swept?;
+    if backend != Backend::Kernel {
+        // The kernel had WireGuard, and has it no more: nobody can take that over.
+        for found in found.drain(..) {
+            inheritance::discard(&*net, &mut firewall, &found).await?;
+        }
+    }
     let links = Arc::new(SystemLinks::new(backend, rtnl).context("cannot prepare WireGuard")?);
     let listener = admin::listen(config.http_addr).await?;
 
@@ -74,6 +81,7 @@ pub async fn run(config: RunConfig) -> anyhow::Result<()> {
         links,
         net: Arc::clone(&net),
         firewall,
+        found,
         metrics,
         board,
         connection,
@@ -100,20 +108,19 @@ pub async fn run(config: RunConfig) -> anyhow::Result<()> {
     }
 }
 
-/// Removes what an earlier life left in this network namespace. Needs no API, and comes before everything else. Returns
-/// the way to the kernel's tables, one for all tunnels.
-async fn sweep(net: &KernelNet) -> anyhow::Result<NetlinkFirewall> {
-    let swept = net.sweep().await?;
+/// Removes what an earlier life left in this network namespace, but for what may serve on, if anything may. Needs no API,
+/// and comes before everything else. Returns that, and the way to the kernel's tables, one for all tunnels.
+async fn sweep(net: &KernelNet, inherit: bool) -> anyhow::Result<(Vec<Found>, NetlinkFirewall)> {
     let mut firewall = NetlinkFirewall::open()?;
-    let tables = firewall.tables()?;
-    for table in &tables {
-        firewall.commit(&Transaction::delete(table))?;
-    }
-    let flows = firewall.forget(&Forget::Everything)?;
-    if swept != Default::default() || !tables.is_empty() || flows > 0 {
-        tracing::info!(?swept, ?tables, flows, "removed what an earlier life had left");
-    }
-    Ok(firewall)
+    let found = match inherit {
+        true => inheritance::find(net, &mut firewall).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what an earlier life left cannot be looked at; removing it");
+            vec![]
+        }),
+        false => vec![],
+    };
+    inheritance::sweep(net, &mut firewall, &found).await?;
+    Ok((found, firewall))
 }
 
 async fn follow_nic(net: &KernelNet, sender: watch::Sender<Nic>) {

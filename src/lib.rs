@@ -8,6 +8,7 @@ pub mod controller;
 pub mod daemon;
 pub mod election;
 pub mod fence;
+pub mod inheritance;
 pub mod metrics;
 pub mod ruleset;
 pub mod secret;

@@ -23,12 +23,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use ring::hmac;
 
 use crate::secret::{PublicKey, SecretKey, TunnelName};
 
+pub use alias::Alias;
 pub use errors::{HostError, LinkError};
 
+mod alias;
 mod carrier;
 mod errors;
 pub mod kernel;
@@ -42,11 +43,8 @@ pub mod testing;
 pub mod userspace;
 mod wire;
 
-/// How the alias of every link of ours begins. Then `<schema>:<stamp>`, see [`LinkPlan::alias`].
+/// How the alias of every link of ours begins: see [`Alias`].
 pub const ALIAS_PREFIX: &str = "wirevip:";
-
-/// Which form of stamp follows the prefix. A successor version that stamps differently takes another number.
-const ALIAS_SCHEMA: u32 = 1;
 
 /// What we write as the origin (`RTA_PROTOCOL`, `FRA_PROTOCOL`) of routes and rules; in nobody's list (`rt_protos`).
 pub const ROUTE_PROTOCOL: u8 = 0x77;
@@ -159,21 +157,6 @@ pub struct LinkStats {
 }
 
 impl LinkPlan {
-    /// The alias that says whose the link is and what it was made of: `wirevip:<schema>:<stamp>`.
-    ///
-    /// The stamp is an HMAC-SHA-256 over everything a session depends on, cut to 128 bits, and the private key is the
-    /// HMAC's key: whoever may read aliases learns nothing, and cannot even test a guess.
-    pub fn alias(&self) -> String {
-        let PeerPlan { public_key, preshared_key, endpoint, allowed_ips: _, persistent_keepalive: _ } = &self.peer;
-        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, self.private_key.expose()));
-        context.update(&self.listen_port.to_be_bytes());
-        context.update(&public_key.0);
-        context.update(preshared_key.as_ref().map_or(&[0; 32], SecretKey::expose).as_slice());
-        context.update(endpoint.to_string().as_bytes());
-        let stamp: String = context.sign().as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        format!("{ALIAS_PREFIX}{ALIAS_SCHEMA}:{stamp}")
-    }
-
     /// What it takes to come from `self` to `next`.
     pub fn change_to(&self, next: &LinkPlan) -> Change {
         let LinkPlan { name, slot, vip, private_key, listen_port, mtu, peer } = self;
@@ -290,6 +273,15 @@ pub struct Nic {
     pub ipv6: bool,
 }
 
+/// A link that an earlier life of this process left, up and with a session: it may be serving still.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// Its tunnel.
+    pub name: TunnelName,
+    /// What it says of itself.
+    pub alias: Alias,
+}
+
 /// What an earlier life had left, and is gone now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Swept {
@@ -319,6 +311,16 @@ pub trait LinkBackend: Send + Sync + 'static {
     /// preshared key counts from the next handshake.
     fn update_peer(&self, plan: &LinkPlan) -> impl Future<Output = Result<(), LinkError>> + Send;
 
+    /// Notes on the link of which tenure its session is, for a later life of this process to find. Nothing where the link
+    /// ends with the process.
+    fn inscribe(&self, plan: &LinkPlan, transitions: i32) -> impl Future<Output = Result<(), LinkError>> + Send;
+
+    /// Where the link's only peer is; `None` where no link outlives its process.
+    fn hub(&self, tunnel: &TunnelName) -> impl Future<Output = Result<Option<SocketAddr>, LinkError>> + Send;
+
+    /// The link was made after this plan by an earlier life, with this peer: from now on it is changed in place.
+    fn adopt(&self, plan: &LinkPlan);
+
     /// What was measured; [`LinkError::Lost`] when the link is no more.
     fn stats(&self, tunnel: &TunnelName) -> impl Future<Output = Result<LinkStats, LinkError>> + Send;
 
@@ -331,8 +333,15 @@ pub trait HostNet: Send + Sync + 'static {
     /// The NIC of the default route.
     fn nic(&self) -> impl Future<Output = Result<Nic, HostError>> + Send;
 
-    /// Removes what an earlier life left in this namespace (I3): call it before anything else.
-    fn sweep(&self) -> impl Future<Output = Result<Swept, HostError>> + Send;
+    /// Links of an earlier life that may be serving still: the kernel's, ours, up, with a session.
+    fn found(&self) -> impl Future<Output = Result<Vec<Found>, HostError>> + Send;
+
+    /// Removes what an earlier life left in this namespace (I3), but for these links with their rules and routes: call it
+    /// before anything else.
+    fn sweep(&self, but: &[Found]) -> impl Future<Output = Result<Swept, HostError>> + Send;
+
+    /// Removes such a link with its rules and routes after all.
+    fn discard(&self, found: &Found) -> impl Future<Output = Result<(), HostError>> + Send;
 
     /// Does whatever of [`steps`] is not so yet, and says what that was: also the repair of [`HostNet::drift`].
     fn attach(&self, plan: &LinkPlan) -> impl Future<Output = Result<Vec<Step>, HostError>> + Send;
@@ -351,26 +360,6 @@ pub trait HostNet: Send + Sync + 'static {
 mod tests {
     use super::testing::plan;
     use super::*;
-
-    #[test]
-    fn the_alias_tells_plans_apart_and_nothing_about_their_keys() {
-        let plan = plan("wg0");
-        let alias = plan.alias();
-        assert_eq!(alias, plan.clone().alias(), "the same plan, the same alias");
-        assert!(alias.starts_with("wirevip:1:") && alias.len() == 10 + 32, "{alias}");
-        let others: [fn(&mut LinkPlan); 5] = [
-            |plan| plan.private_key = SecretKey::new([9; 32]),
-            |plan| plan.listen_port += 1,
-            |plan| plan.peer.public_key = PublicKey([9; 32]),
-            |plan| plan.peer.preshared_key = None,
-            |plan| plan.peer.endpoint.set_port(9),
-        ];
-        for (number, change) in others.iter().enumerate() {
-            let mut other = plan.clone();
-            change(&mut other);
-            assert_ne!(other.alias(), alias, "change {number}");
-        }
-    }
 
     #[test]
     fn a_change_costs_no_more_than_it_must() {

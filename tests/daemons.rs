@@ -9,8 +9,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use wirevip::clock::{Clock, TokioClock};
@@ -18,14 +18,15 @@ use wirevip::controller::actor::{Actor, Inputs, Outputs};
 use wirevip::controller::hub::Whereabouts;
 use wirevip::controller::{Controller, Ending};
 use wirevip::election::Campaign;
-use wirevip::election::testing::{LeaseServer, Way, Weather};
+use wirevip::election::testing::{LeaseServer, Way};
 use wirevip::election::{Elector, Params};
+use wirevip::inheritance;
 use wirevip::metrics::Metrics;
 use wirevip::ruleset::testing::FakeFirewall;
 use wirevip::ruleset::{Entry, Firewall, Side};
 use wirevip::secret::{Endpoint, Host, PublicKey, SecretKey, Tunnel, TunnelName};
 use wirevip::status::Snapshot;
-use wirevip::tunnel::testing::FakePod;
+use wirevip::tunnel::testing::{Call, FakePod};
 use wirevip::tunnel::{HostNet, Slot};
 
 const LEASE: Duration = Duration::from_secs(5);
@@ -59,6 +60,8 @@ struct Pod {
     way: wirevip::election::testing::LeaseClient,
     process: Option<Process>,
     lives: u64,
+    /// Its tunnel may be held, and be taken over by its next life.
+    holds: bool,
 }
 
 struct Process {
@@ -79,16 +82,18 @@ impl Pod {
             firewall: FakeFirewall::new(Arc::new(clock)),
             process: None,
             lives: 0,
+            holds: false,
             name,
         }
     }
 
     /// Starts the process as the daemon does: clean-up first, then all the rest.
     async fn start(&mut self) {
-        self.kernel.sweep().await.unwrap();
-        for table in self.firewall.tables().unwrap() {
-            self.firewall.commit(&wirevip::ruleset::Transaction::delete(&table)).unwrap();
+        let mut found = vec![];
+        if self.holds {
+            found = inheritance::find(&self.kernel, &mut self.firewall).await.unwrap();
         }
+        inheritance::sweep(&self.kernel, &mut self.firewall, &found).await.unwrap();
         self.lives += 1;
         let clock = self.clock;
         let elector = Elector::new(Params::default(), self.name.clone()).unwrap();
@@ -108,9 +113,12 @@ impl Pod {
         };
         let outputs =
             Outputs { snapshot: snapshot_tx, unheard: watch::channel(Duration::ZERO).0, metrics: Metrics::new() };
-        let controller = Controller::new(Slot::new(1).unwrap(), nic, settings());
+        let mut controller = Controller::new(Slot::new(1).unwrap(), nic, settings());
+        if self.holds {
+            controller = controller.holding(&self.name);
+        }
         let kernel = (Arc::new(self.kernel.clone()), Arc::new(self.kernel.clone()), self.firewall.clone());
-        let actor = Actor::new(controller, kernel, Arc::new(clock), campaign, inputs, outputs);
+        let actor = Actor::new(controller, kernel, Arc::new(clock), campaign, inputs, outputs).heir_of(found.pop());
         let actor = tokio::spawn(actor.run(|| {}));
         self.process = Some(Process { actor, stop, snapshot, _inputs: Box::new((settings_tx, forwards_tx, hub_tx)) });
     }
@@ -151,8 +159,15 @@ struct World {
 
 impl World {
     async fn of(pods: usize) -> Self {
+        Self::holding(pods, false).await
+    }
+
+    async fn holding(pods: usize, holds: bool) -> Self {
         let (server, clock) = (LeaseServer::new(), TokioClock::new());
         let mut world = Self { pods: (0..pods).map(|number| Pod::new(number, &server, clock)).collect(), server };
+        for pod in &mut world.pods {
+            pod.holds = holds;
+        }
         for pod in &mut world.pods {
             pod.start().await;
         }
@@ -243,6 +258,72 @@ async fn a_leader_killed_and_restarted_in_place_leads_again_at_once() {
     assert_eq!(world.leader(), leader);
 }
 
+impl Pod {
+    /// How often its tunnel was touched so that clients could notice.
+    fn touched(&self) -> usize {
+        let touches = [Call::Create, Call::FreshPeer, Call::Remove, Call::Detach];
+        self.kernel.calls().iter().filter(|(call, _)| touches.contains(call)).count()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_restarted_in_place_takes_over_what_its_former_life_held() {
+    let mut world = World::holding(2, true).await;
+    world.serving(LEASE).await;
+    world.pass(LEASE).await;
+    let leader = world.leader();
+    let touched = world.pods[leader].touched();
+    world.pods[leader].kill();
+    world.pass(Duration::from_millis(200)).await;
+    world.pods[leader].start().await;
+    world.pass(Duration::from_secs(10)).await;
+    assert_eq!(world.leader(), leader);
+    assert_eq!(world.pods[leader].touched(), touched, "{:?}", world.pods[leader].kernel.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_restarted_without_the_api_holds_on_and_leads_on_when_it_is_back() {
+    let mut world = World::holding(2, true).await;
+    world.serving(LEASE).await;
+    world.pass(LEASE).await;
+    let leader = world.leader();
+    let touched = world.pods[leader].touched();
+    for pod in &world.pods {
+        pod.way.way(Way::Silent);
+    }
+    world.pods[leader].kill();
+    world.pods[leader].start().await;
+    world.pass(Duration::from_secs(120)).await;
+    assert!(!world.pods[leader].clean() && !world.pods[leader].speaks(), "in hold");
+    world.pods[leader].way.way(Way::Open);
+    world.serving(Duration::from_secs(3)).await;
+    assert_eq!((world.leader(), world.pods[leader].touched()), (leader, touched));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_restarted_when_another_leads_takes_its_tunnel_down() {
+    let mut world = World::holding(2, true).await;
+    world.serving(LEASE).await;
+    world.pass(LEASE).await;
+    let leader = world.leader();
+    world.pods[leader].kill();
+    world.serving_other(leader, LEASE + Duration::from_millis(300)).await;
+    world.pods[leader].start().await;
+    world.pass(Duration::from_secs(2)).await;
+    assert!(world.pods[leader].clean(), "down within a second of the Lease's naming another");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_restarted_without_leave_to_hold_clears_everything_away() {
+    let mut world = World::holding(1, true).await;
+    world.serving(LEASE).await;
+    world.pods[0].kill();
+    world.pods[0].holds = false;
+    world.pods[0].way.way(Way::Silent);
+    world.pods[0].start().await;
+    assert!(world.pods[0].clean());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_leader_without_the_api_falls_silent_in_time_and_leads_again_when_nobody_else_did() {
     let world = World::of(1).await;
@@ -261,7 +342,7 @@ async fn a_pod_that_cannot_make_its_link_lets_another_lead() {
     let world = World::of(2).await;
     world.serving(LEASE).await;
     let leader = world.leader();
-    world.pods[leader].kernel.fail(wirevip::tunnel::testing::Call::Create, u32::MAX);
+    world.pods[leader].kernel.fail(Call::Create, u32::MAX);
     world.pods[leader].kernel.lose(&TunnelName::new("wg0").unwrap());
     world.serving_other(leader, Duration::from_secs(20)).await;
 }
@@ -290,85 +371,4 @@ async fn a_flow_that_came_while_the_table_was_away_is_forgotten_once_it_is_back(
     world.pass(Duration::from_secs(2)).await;
     assert!(firewall.table("wirevip_wg0").is_some(), "the table is back");
     assert_eq!(firewall.entries(), []);
-}
-
-/// I1, and somebody leads again: whatever happens to two to five daemons, in any order.
-#[tokio::test(start_paused = true)]
-async fn i1_never_two_speakers_in_random_histories() {
-    let histories: u64 = std::env::var("WIREVIP_HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(30);
-    let first: u64 = std::env::var("WIREVIP_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    for seed in first..first + histories {
-        eprintln_on_panic(seed, history(seed)).await;
-    }
-}
-
-async fn eprintln_on_panic(seed: u64, history: impl Future<Output = ()>) {
-    struct Told(u64);
-    impl Drop for Told {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                tracing::error!(seed = self.0, "replay with WIREVIP_SEED and WIREVIP_HISTORIES=1");
-                let _ = std::io::Write::write_fmt(
-                    &mut std::io::stderr(),
-                    format_args!("history {}: replay with WIREVIP_SEED={} WIREVIP_HISTORIES=1\n", self.0, self.0),
-                );
-            }
-        }
-    }
-    let told = Told(seed);
-    history.await;
-    drop(told);
-}
-
-async fn history(seed: u64) {
-    let mut rng = StdRng::seed_from_u64(seed);
-    let pods = rng.random_range(2..=5);
-    let mut world = World::of(pods).await;
-    let weather = Weather {
-        latency: Duration::from_millis(1)..Duration::from_millis(rng.random_range(2..400)),
-        failed: rng.random_range(0.0..0.2),
-        lost: rng.random_range(0.0..0.1),
-        late: rng.random_range(0.0..0.02),
-    };
-    for pod in &world.pods {
-        pod.way.weather(weather.clone());
-    }
-    for _ in 0..rng.random_range(5..25) {
-        let number = rng.random_range(0..pods);
-        match rng.random_range(0..9) {
-            0 | 1 => world.pods[number].kill(),
-            2 | 3 if world.pods[number].process.is_none() => world.pods[number].start().await,
-            4 if world.pods[number].process.is_some() => {
-                let mut gone = world.pods.remove(number);
-                gone.process.as_ref().unwrap().stop.send_replace(Some(Ending::HandOver));
-                // The others live on meanwhile; the leaving one is watched as well.
-                while !gone.process.as_ref().unwrap().actor.is_finished() {
-                    tokio::time::sleep(TICK).await;
-                    let speakers = world.speakers().len() + usize::from(gone.speaks());
-                    assert!(speakers <= 1, "I1: two heard during a hand-over");
-                }
-                assert!(gone.clean(), "{} left something behind", gone.name);
-                gone.process = None;
-                world.pods.insert(number, gone);
-            }
-            5 => world.pods[number].way.way(if rng.random() { Way::Refused } else { Way::Silent }),
-            6 => world.pods[number].way.way(Way::Open),
-            7 => {
-                world.server.edit(|_| None);
-            }
-            _ => {}
-        }
-        let pause = Duration::from_millis(rng.random_range(0..8000));
-        world.pass(pause).await;
-    }
-    // All well again: somebody leads, by the bound of election.md (L + 4.4 R) and a tenure begun in bad weather.
-    for pod in &mut world.pods {
-        pod.way.way(Way::Open);
-        pod.way.weather(Weather::default());
-        if pod.process.is_none() {
-            pod.start().await;
-        }
-    }
-    world.serving(LEASE * 3).await;
-    world.pass(LEASE * 2).await;
 }

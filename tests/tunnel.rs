@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use lab::clock::paced;
 use lab::netns::Netns;
 use wirevip::secret::{PublicKey, SecretKey, TunnelName};
 use wirevip::tunnel::network::KernelNet;
@@ -150,7 +151,7 @@ fn our_plan() -> LinkPlan {
 fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
     while !holds()? {
-        ensure!(start.elapsed() < Duration::from_secs(15), "still not so: {what}");
+        ensure!(start.elapsed() < paced(Duration::from_secs(15)), "still not so: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
@@ -163,7 +164,7 @@ async fn handshake(links: &SystemLinks, plan: &LinkPlan) -> Result<()> {
         }
         Ok(())
     };
-    tokio::time::timeout(Duration::from_secs(15), wait).await.context("no handshake")?
+    tokio::time::timeout(paced(Duration::from_secs(15)), wait).await.context("no handshake")?
 }
 
 async fn up(links: &SystemLinks, net: &KernelNet, plan: &LinkPlan) -> Result<()> {
@@ -330,7 +331,7 @@ fn a_link_that_someone_deletes_is_lost_and_can_be_made_again() -> Result<()> {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(15), told).await.context("the backend does not notice")?;
+        tokio::time::timeout(paced(Duration::from_secs(15)), told).await.context("the backend does not notice")?;
         assert!(matches!(links.stats(&plan.name).await, Err(LinkError::Lost { .. })));
         up(&links, &net, &plan).await?;
         handshake(&links, &plan).await?;
@@ -489,9 +490,9 @@ fn what_a_killed_process_left_is_swept_and_nothing_of_anybody_elses() -> Result<
     world.pod.sh("ip rule add from 10.1.1.1 table 77 priority 30569")?;
     world.pod.sh("ip route add 10.2.2.0/24 via 192.0.2.1 table 77")?;
     world.in_pod(async |_, net| {
-        let swept = net.sweep().await?;
+        let swept = net.sweep(&[]).await?;
         assert_eq!((swept.links, swept.rules), (links, 2), "{swept:?}");
-        assert_eq!(net.sweep().await?, Default::default());
+        assert_eq!(net.sweep(&[]).await?, Default::default());
         Ok(())
     })?;
     assert!(world.pod.sh("ip link show wg9").is_ok());

@@ -1,10 +1,12 @@
 //! A backend pod: answers TCP and UDP on one port with its own name.
 //!
 //! TCP, one line a request, any number a connection: `who` → `NAME ADDRESS:PORT` (the client as the backend sees it),
-//! `echo TEXT` → `NAME TEXT`, `get N` → N bytes, `put N` + N bytes → `NAME N`. UDP: `get N` → N bytes, and
-//! anything else comes back behind `NAME `.
+//! `echo TEXT` → `NAME TEXT`, `get N` → N bytes, `put N` + N bytes → `NAME N`. UDP: `get N` → N bytes, `wait N` →
+//! `NAME N` after N ms, and anything else comes back behind `NAME `.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -122,14 +124,26 @@ async fn converse(stream: TcpStream, from: SocketAddr, name: String) -> Result<(
 }
 
 async fn serve_udp(socket: UdpSocket, name: String) {
+    let socket = Arc::new(socket);
+    // Dropping the set forgets the answers that are still to come.
+    let mut later = JoinSet::new();
     let mut buffer = vec![0; 65_536];
     loop {
         // Errors here are ICMP answers to earlier datagrams: the server goes on.
         let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
         let asked = &buffer[..length];
-        let size = asked.strip_prefix(b"get ").and_then(|n| std::str::from_utf8(n).ok()?.trim().parse().ok());
-        let answer = match size {
-            Some(size) => vec![b'x'; size],
+        let number = |verb: &[u8]| std::str::from_utf8(asked.strip_prefix(verb)?).ok()?.trim().parse::<u32>().ok();
+        if let Some(wait) = number(b"wait ") {
+            let (socket, answer) = (Arc::clone(&socket), format!("{name} {wait}"));
+            later.spawn(async move {
+                tokio::time::sleep(Duration::from_millis(wait.into())).await;
+                let _ = socket.send_to(answer.as_bytes(), from).await;
+            });
+            while later.try_join_next().is_some() {}
+            continue;
+        }
+        let answer = match number(b"get ") {
+            Some(size) => vec![b'x'; size as usize],
             None => [name.as_bytes(), b" ", asked].concat(),
         };
         let _ = socket.send_to(&answer, from).await;

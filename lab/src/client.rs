@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::clock::now;
+use crate::clock::{now, paced};
 use crate::netns::Netns;
 
 /// TCP or UDP.
@@ -61,7 +61,7 @@ pub struct Client {
 impl Client {
     /// A client in `netns` that waits 1 s.
     pub fn new(netns: &Netns) -> Self {
-        Self { netns: netns.clone(), patience: Duration::from_secs(1) }
+        Self { netns: netns.clone(), patience: paced(Duration::from_secs(1)) }
     }
 
     /// The same with another patience.
@@ -152,6 +152,14 @@ impl Client {
             socket.send(format!("get {size}").as_bytes())?;
             socket.recv(&mut vec![0; 65_536]).with_context(|| format!("no datagram of {size} bytes arrived"))
         })
+    }
+
+    /// Asks a backend by UDP for an answer after `wait`; whether it came.
+    pub fn wait_for(&self, target: SocketAddrV4, wait: Duration) -> Result<bool> {
+        let patient = self.patient(self.patience + wait);
+        let socket = patient.flow(target)?;
+        socket.send(format!("wait {}", wait.as_millis()).as_bytes())?;
+        Ok(socket.recv(&mut [0; 64]).is_ok())
     }
 
     /// A plain HTTP/1.0 GET; status code and body.

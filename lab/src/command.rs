@@ -14,7 +14,9 @@ mod up;
 
 use std::path::PathBuf;
 use std::process::{ExitCode, exit};
+use std::time::Duration;
 
+use self::bench::Extent;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use lab::WorldSpec;
@@ -44,9 +46,12 @@ enum Command {
         only: Option<bench::Part>,
         #[command(flatten)]
         world: WorldArgs,
-        /// Runs of each kind of takeover.
-        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
-        runs: u32,
+        /// Runs of each kind of takeover [default: 30, and 100 hand-overs].
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        runs: Option<u32>,
+        /// Seconds for which the API server is away: 600 for what the documentation promises.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(10..))]
+        outage: u64,
     },
     /// Judge a record of what was said at the hubs, and print it: who had whose turn, and who was heard beside
     Referee {
@@ -112,7 +117,9 @@ pub fn run() -> Result<ExitCode> {
     }
     let done = match &args.command {
         Command::Demo { world } => demo::run(world.spec()?),
-        Command::Bench { only, world, runs } => bench::run(world.spec()?, *only, *runs),
+        Command::Bench { only, world, runs, outage } => {
+            bench::run(&world.spec()?, *only, Extent { runs: *runs, outage: Duration::from_secs(*outage) })
+        }
         Command::Up { world } => up::run(world.spec()?),
         Command::Referee { record } => return referee::run(record),
     };

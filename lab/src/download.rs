@@ -15,6 +15,9 @@ use crate::clock::until;
 /// More than any test will ever read.
 const ENDLESS: u64 = 1 << 50;
 
+/// Between two reads of a download that leaves the machine to the others.
+const TRICKLE: Duration = Duration::from_millis(10);
+
 /// One running download from a [`crate::backend::Backend`]. Stops with its value.
 pub struct Download {
     received: Arc<AtomicU64>,
@@ -25,6 +28,16 @@ pub struct Download {
 impl Download {
     /// Starts to read; returns when the first bytes are there. It breaks off when nothing comes for `client.patience`.
     pub fn start(client: &Client, target: SocketAddrV4) -> Result<Self> {
+        // A trickle shows as much as a flood.
+        Self::run(client, target, TRICKLE)
+    }
+
+    /// The same as fast as the tunnel gives it.
+    pub fn flood(client: &Client, target: SocketAddrV4) -> Result<Self> {
+        Self::run(client, target, Duration::ZERO)
+    }
+
+    fn run(client: &Client, target: SocketAddrV4, pause: Duration) -> Result<Self> {
         let mut stream = client.open(target)?;
         stream.write_all(format!("get {ENDLESS}\n").as_bytes())?;
         let (received, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
@@ -38,8 +51,7 @@ impl Download {
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     Err(error) => return Err(error).context("the download broke off"),
                 }
-                // A trickle shows as much as a flood, and leaves the machine to the others.
-                thread::sleep(Duration::from_millis(10));
+                thread::sleep(pause);
             }
             Ok(())
         })?;

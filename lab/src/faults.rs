@@ -1,7 +1,7 @@
 //! What may befall a cluster, each as a value: injected into a world, and healed again.
 //!
-//! Not here: steps of the wall clock, which no namespace has of its own (the simulation and the VM make them), and
-//! refusals of the kernel's netlink sockets such as ENOBUFS, which nobody can cause from outside (the simulation does).
+//! Not here: steps of the wall clock, which no namespace has of its own, and refusals of the kernel's netlink sockets such
+//! as ENOBUFS, which nobody can cause from outside.
 
 mod chance;
 mod inject;
@@ -86,8 +86,16 @@ pub enum Fault {
 
 impl Fault {
     /// What befalls processes.
-    pub const PROCESSES: &[Self] =
-        &[Self::Kill, Self::OutOfMemory, Self::Freeze(1), Self::Freeze(2), Self::Freeze(5), Self::Stutter];
+    pub const PROCESSES: &[Self] = &[
+        Self::Freeze(5),
+        Self::Freeze(4),
+        Self::Freeze(3),
+        Self::Freeze(2),
+        Self::Freeze(1),
+        Self::Kill,
+        Self::OutOfMemory,
+        Self::Stutter,
+    ];
     /// What befalls a node.
     pub const NODE: &[Self] = &[
         Self::Cut(Cut::All, Way::Both),

@@ -25,6 +25,7 @@ pub mod processes;
 pub mod record;
 pub mod recorder;
 pub mod referee;
+pub mod road;
 pub mod sctp;
 pub mod sidecar;
 pub mod takeover;

@@ -45,6 +45,7 @@ type Record = Arc<Mutex<Vec<Sample>>>;
 /// A running series of probes. Stops with its value.
 pub struct Probe {
     kind: ProbeKind,
+    bears: usize,
     record: Record,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -70,7 +71,13 @@ impl Probe {
             }
         })?;
         started.recv().context("the probe's thread is gone")??;
-        Ok(Self { kind, record, stop, thread: Some(thread) })
+        Ok(Self { kind, bears: 0, record, stop, thread: Some(thread) })
+    }
+
+    /// The same on a road that loses packets: so many lost in a row do not end a row of answers.
+    pub fn bearing(mut self, losses: usize) -> Self {
+        self.bears = losses;
+        self
     }
 
     /// What was asked and answered so far.
@@ -91,9 +98,14 @@ impl Probe {
         until(&format!("{count} answers in a row to {:?} probes", self.kind), within, || {
             let samples = self.samples();
             // The last few may still be on their way: the run of answers may end before them.
-            let mut run = 0;
+            let (mut run, mut lost) = (0, 0);
             let steady = samples.iter().filter(|s| s.sent >= since).any(|s| {
-                run = if s.answered.is_some() { run + 1 } else { 0 };
+                lost = if s.answered.is_some() { 0 } else { lost + 1 };
+                run = match lost {
+                    0 => run + 1,
+                    lost if lost <= self.bears => run,
+                    _ => 0,
+                };
                 run >= count
             });
             Ok(steady.then_some(()))

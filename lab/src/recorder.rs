@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::sys::socket::sockopt::{RcvBuf, ReceiveTimeout, ReceiveTimestampns};
+use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, ReceiveTimeout, ReceiveTimestampns};
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, setsockopt,
     socket,
@@ -23,6 +23,9 @@ use crate::plan;
 use crate::processes::locked;
 pub use crate::record::Message;
 use crate::record::{Entry, Packet, What};
+
+/// Bytes that the kernel keeps for a recorder that is late: a few seconds of packets.
+const BUFFER: usize = 32 << 20;
 
 /// `sll_pkttype` of what this machine sends (linux/if_packet.h).
 const PACKET_OUTGOING: u8 = 4;
@@ -79,7 +82,8 @@ impl Recorder {
                 socket(AddressFamily::Packet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
                     .context("cannot listen to packets: CAP_NET_RAW is needed")?;
             setsockopt(&packets, ReceiveTimestampns, &true)?;
-            setsockopt(&packets, RcvBuf, &(4 << 20))?;
+            // What the buffer does not take is not judged. Only root of the machine gets more than net.core.rmem_max.
+            setsockopt(&packets, RcvBufForce, &BUFFER).or_else(|_| setsockopt(&packets, RcvBuf, &BUFFER))?;
             setsockopt(&packets, ReceiveTimeout, &TimeVal::milliseconds(50))?;
             Ok(packets)
         })?;

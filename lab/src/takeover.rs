@@ -49,8 +49,9 @@ impl Takeover {
             fits.next().map(|h| h.at)
         };
         let handshake = until("the successor's handshake", within, || Ok(first(&[Message::Initiation])))?;
-        // Answers of the leader before may still come in: only those after the handshake are the successor's.
-        probe.steady_since(handshake, 100, within)?;
+        // One that holds answers until the successor is heard in a session, which is a round trip later.
+        let session = until("the successor's first session", within, || Ok(first(&[Message::Data])))?;
+        probe.steady_since(session, 100, within)?;
         let lease = world.lease_written(index, to, event)?;
         Ok(Self {
             from,
@@ -59,17 +60,19 @@ impl Takeover {
             gap: crate::gaps::longest(&probe.samples(), event, now()),
             lease,
             handshake: Some(handshake),
-            session: first(&[Message::Data]),
+            session: Some(session),
         })
     }
 
     /// The phases, in order, each from the end of the one before: name and length. What was not seen is left out.
     pub fn phases(&self) -> Vec<(&'static str, Duration)> {
+        // Where the change itself cost no answer the longest silence is any other, and no phase of this.
+        let part = self.gap.ended && self.session.is_none_or(|session| self.gap.from <= session);
         let ends = [
             ("until the Lease is taken", self.lease),
             ("until the first handshake", self.handshake),
             ("until the hub's answer is used", self.session),
-            ("until the client is answered", self.gap.ended.then_some(self.gap.to)),
+            ("until the client is answered", part.then_some(self.gap.to)),
         ];
         let mut last = self.event;
         let mut phases = Vec::new();
@@ -113,6 +116,9 @@ mod tests {
         assert_eq!(lengths(&takeover), [20, 10, 30]);
         takeover.session = Some(at(35));
         assert_eq!(lengths(&takeover), [20, 10, 5, 25]);
+        takeover.gap.from = at(36);
+        assert_eq!(lengths(&takeover), [20, 10, 5], "the silence came after it all");
+        takeover.gap.from = at(0);
         takeover.gap.ended = false;
         assert_eq!(lengths(&takeover), [20, 10, 5]);
     }

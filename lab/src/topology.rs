@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::netns::Netns;
 use crate::plan;
+use crate::road::{Conditions, Road};
 
 const OPEN_ROAD: [(&str, &str); 3] =
     [("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/all/rp_filter", "0"), ("net/ipv4/conf/default/rp_filter", "0")];
@@ -28,17 +29,19 @@ pub struct Topology {
     pub pods: Vec<Netns>,
     /// Backend pods, in the order asked for.
     pub backends: Vec<Netns>,
+    /// From the gateway to the internet, where that is no cable.
+    _road: Option<Road>,
 }
 
 impl Topology {
     /// `sidecars` nodes besides the worker, `hubs` hubs, a backend pod on each of the nodes in `backends`;
-    /// pod links have MTU `pod_mtu`.
-    pub fn lay(sidecars: u8, hubs: u8, backends: &[u8], pod_mtu: u32) -> Result<Self> {
+    /// pod links have MTU `pod_mtu`, and the road from the gateway to the internet is in these conditions.
+    pub fn lay(sidecars: u8, hubs: u8, backends: &[u8], pod_mtu: u32, conditions: Conditions) -> Result<Self> {
         let internet = Netns::new("internet")?;
         internet.sysctls(&OPEN_ROAD)?;
         let client = leaf("client", &internet, "client", 1500)?;
         client.ip(&[format!("addr add {}/24 dev eth0", plan::CLIENT), default(plan::CLIENT_ROUTER)])?;
-        let gateway = lay_gateway(&internet, sidecars)?;
+        let (gateway, road) = lay_gateway(&internet, sidecars, conditions)?;
         internet.ip(&[
             format!("addr add {}/24 dev client", plan::CLIENT_ROUTER),
             format!("addr add {}/24 dev gateway", plan::GATEWAY_ROUTER),
@@ -66,7 +69,7 @@ impl Topology {
             let (name, port, address) = (format!("b{index}"), format!("b{index}"), plan::backend(*number, index));
             backend_pods.push(lay_pod(&name, node, *number, &port, address, pod_mtu)?);
         }
-        Ok(Self { client, internet, gateway, control, hubs, nodes, pods, backends: backend_pods })
+        Ok(Self { client, internet, gateway, control, hubs, nodes, pods, backends: backend_pods, _road: road })
     }
 
     /// The NAT forgets every flow; from now on it gives ports from the other half of each pod's range (`true`), or of
@@ -95,10 +98,15 @@ fn default(via: std::net::Ipv4Addr) -> String {
     format!("route add default via {via}")
 }
 
-fn lay_gateway(internet: &Netns, sidecars: u8) -> Result<Netns> {
+fn lay_gateway(internet: &Netns, sidecars: u8, conditions: Conditions) -> Result<(Netns, Option<Road>)> {
     let gateway = Netns::new("gateway")?;
     gateway.sysctls(&OPEN_ROAD)?;
-    gateway.cable("wan", internet, "gateway", 1500)?;
+    let road = if conditions.are_perfect() {
+        gateway.cable("wan", internet, "gateway", 1500)?;
+        None
+    } else {
+        Some(Road::lay(conditions, [(&gateway, "wan"), (internet, "gateway")])?)
+    };
     gateway.ip(&[
         format!("addr add {}/24 dev wan", plan::GATEWAY),
         default(plan::GATEWAY_ROUTER),
@@ -107,7 +115,7 @@ fn lay_gateway(internet: &Netns, sidecars: u8) -> Result<Netns> {
         format!("addr add {}/24 dev lan", plan::LAN_GATEWAY),
     ])?;
     gateway.nft(&nat_rules(sidecars, false))?;
-    Ok(gateway)
+    Ok((gateway, road))
 }
 
 /// Everybody gets out, nobody gets in; each sidecar's UDP gets public ports of its own range.

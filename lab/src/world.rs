@@ -25,6 +25,7 @@ use crate::netns::Netns;
 use crate::node::Node;
 use crate::plan;
 use crate::processes::Processes;
+use crate::road::Conditions;
 use crate::sidecar::{NAMESPACE, Sidecar};
 use crate::topology::Topology;
 use crate::tunnels::TunnelSpec;
@@ -57,6 +58,8 @@ pub struct WorldSpec {
     pub web: Option<u16>,
     /// Seconds after which the NAT forgets a UDP flow; `None`: as the kernel does (30 s, 120 s for streams).
     pub nat_forgets: Option<u32>,
+    /// The road between the pods (their gateway, that is) and the hubs.
+    pub road: Conditions,
     /// Why somebody who is no pod of this world speaks to a hub with a tunnel's key; `None`: nobody may.
     pub stranger: Option<&'static str>,
 }
@@ -75,6 +78,7 @@ impl Default for WorldSpec {
             secret: true,
             web: Some(WEB),
             nat_forgets: None,
+            road: Conditions::default(),
             stranger: None,
         }
     }
@@ -132,6 +136,24 @@ impl WorldSpec {
     /// With a stranger who has a tunnel's key, on purpose: the referee judges the pods among themselves.
     pub fn stranger(mut self, why: &'static str) -> Self {
         self.stranger = Some(why);
+        self
+    }
+
+    /// With this time for a packet from a pod to the hub and its answer.
+    pub fn round_trip(mut self, time: Duration) -> Self {
+        self.road.round_trip = time;
+        self
+    }
+
+    /// With so many packets of a hundred lost between pods and hubs, each way.
+    pub fn loss(mut self, percent: u8) -> Self {
+        self.road.loss = percent;
+        self
+    }
+
+    /// With packets that overtake others between pods and hubs.
+    pub fn reorder(mut self) -> Self {
+        self.road.reorder = true;
         self
     }
 
@@ -225,7 +247,7 @@ impl World {
     pub fn lay(mut spec: WorldSpec) -> Result<Self> {
         let began = now();
         let hubs = u8::try_from(spec.tunnels.len()).context("too many tunnels")?;
-        let topology = Topology::lay(spec.nodes, hubs, &spec.backends, spec.pod_mtu)?;
+        let topology = Topology::lay(spec.nodes, hubs, &spec.backends, spec.pod_mtu, spec.road)?;
         if let Some(seconds) = spec.nat_forgets {
             let seconds = seconds.to_string();
             topology.gateway.sysctls(&[
@@ -260,12 +282,16 @@ impl World {
         for (pod, node) in topology.pods.iter().zip(nodes.iter().skip(1)) {
             let mut sidecar = Sidecar::new(node.number, pod, &node.netns, spec.bin.clone(), &processes);
             sidecar.args.extend(spec.args.iter().cloned());
+            // A flag of a test's own goes before it.
+            sidecar.env.extend(backend().map(|backend| ("WIREVIP_BACKEND".to_owned(), backend)));
             sidecar.kubeconfig = api.kubeconfig(User::Sidecar(sidecar.pod.clone()));
             sidecars.push(sidecar);
         }
         let dns = Dns::start(&topology.control, runtime.handle())?;
-        let client = Client::new(&topology.client);
+        let mut client = Client::new(&topology.client);
+        client.patience += spec.road.round_trip * 2;
         let kube = api.kube();
+        let detour = spec.road.longest();
         let mut world = Self {
             sidecars,
             api,
@@ -277,7 +303,7 @@ impl World {
             nodes,
             topology,
             spec,
-            detour: Duration::ZERO,
+            detour,
             began,
             processes,
             _runtime: runtime,
@@ -336,6 +362,11 @@ impl World {
     pub fn logs(&self) -> String {
         self.sidecars.iter().map(|s| format!("──── {} ────\n{}", s.pod, s.log())).collect()
     }
+}
+
+/// The backend that `WIREVIP_TEST_BACKEND` asks for.
+fn backend() -> Option<String> {
+    std::env::var("WIREVIP_TEST_BACKEND").ok()
 }
 
 fn start_api(spec: &WorldSpec, topology: &Topology) -> Result<ApiServer> {

@@ -933,6 +933,28 @@ mod faults {
 
     #[test]
     #[ignore = "needs root or a user namespace"]
+    fn a_stuck_watch_stays_open_and_tells_nothing_until_it_is_loose() -> Result<()> {
+        let (world, _) = world()?;
+        let kube = world.kube();
+        let version = version(&kube.create(Resource::Lease, world.lease("l"))?);
+        let path = format!("{}?watch=1&timeoutSeconds=1&resourceVersion={version}", world.path(Resource::Lease));
+        let faults = world.api.faults()?.clone();
+        let change = |holder: &str| {
+            kube.patch(Resource::Lease, &world.namespace, "l", json!({ "spec": { "holderIdentity": holder } }))
+        };
+        faults.stick_watches(true);
+        let stuck = world.watch(&path, 1, || change("a").map(drop).map_err(Into::into))?;
+        equal(stuck.len(), 0)?;
+        let loose = world.watch(&path, 2, || {
+            change("b")?;
+            faults.stick_watches(false);
+            Ok(())
+        })?;
+        equal(types(&loose), ["MODIFIED", "MODIFIED"])
+    }
+
+    #[test]
+    #[ignore = "needs root or a user namespace"]
     fn a_wrong_certificate_is_refused_by_clients() -> Result<()> {
         let (world, _) = world()?;
         world.api.faults()?.wrong_certificate(true);

@@ -10,17 +10,18 @@ use tokio::sync::watch;
 
 use super::hub::Whereabouts;
 use super::{Controller, Drift, Ending, Event, Next, Outcome, Step};
-use crate::clock::{Clock, Moment};
+use crate::clock::{self, Clock, Moment};
 use crate::election::Gate;
-use crate::election::Leadership;
 use crate::election::{Campaign, Standing};
+use crate::election::{Leadership, Tenure};
 use crate::fence::{self, Foreign};
+use crate::inheritance;
 use crate::metrics::{Metrics, Phase};
 use crate::ruleset::{self, Firewall, Forget};
 use crate::secret::Tunnel;
 use crate::services::Forwards;
 use crate::status::Snapshot;
-use crate::tunnel::{HostError, HostNet, LinkBackend, LinkError, LinkPlan, LinkStats, Nic};
+use crate::tunnel::{Found, HostError, HostNet, LinkBackend, LinkError, LinkPlan, LinkStats, Nic};
 
 /// Longer than any step takes on a machine that works.
 const STEP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -73,6 +74,8 @@ pub struct Actor<L, H, F> {
     fenced: (u64, u64),
     /// Packets of sessions that are not ours.
     foreign: Foreign,
+    /// What an earlier life left of the tunnel.
+    found: Option<Found>,
 }
 
 /// When the steps of the present takeover were taken.
@@ -110,12 +113,24 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             past_traffic: (0, 0),
             fenced: (0, 0),
             foreign: Foreign::default(),
+            found: None,
         }
+    }
+
+    /// An earlier life left this of the tunnel, in the slot of the controller: it is taken over, or goes, before anything
+    /// else is done.
+    #[must_use]
+    pub fn heir_of(mut self, found: Option<Found>) -> Self {
+        self.found = found;
+        self
     }
 
     /// Runs until stopped; then the Lease is given back, and nothing of the tunnel is left in the kernel.
     pub async fn run(mut self, round: impl Fn()) {
-        // The clean-up at start saw to it: nothing of the tunnel is there.
+        // Nothing of the tunnel is there, the clean-up at start saw to it, or it is in hold.
+        if let Some(found) = self.found.take() {
+            self.inherit(&found).await;
+        }
         self.gate.quiet();
         self.take_inputs();
         let mut resigning = None;
@@ -149,6 +164,26 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         let left = resigning.map(|began| (began + RESIGN_WITHIN).since(self.clock.now())).unwrap_or_default();
         if !self.campaign.resigned(left).await {
             tracing::warn!(tunnel = %self.name(), "the Lease could not be given back in time; it runs out by itself");
+        }
+    }
+
+    async fn inherit(&mut self, found: &Found) {
+        let plan = |hub| self.controller.plan_at(hub);
+        match inheritance::adopt(&*self.link, &mut self.firewall, found, plan).await {
+            Ok(Some((plan, stats))) => {
+                tracing::info!(tunnel = %found.name, "took over the tunnel that an earlier life left in hold");
+                let transitions = found.alias.transitions().unwrap_or(i32::MIN);
+                self.controller.inherit(plan, transitions, stats, self.clock.now());
+                return;
+            }
+            Ok(None) => {
+                tracing::info!(tunnel = %found.name, "an earlier life had other settings; taking its tunnel down")
+            }
+            Err(error) => tracing::warn!(tunnel = %found.name, %error, "what an earlier life left cannot be used"),
+        }
+        while let Err(error) = inheritance::discard(&*self.net, &mut self.firewall, found).await {
+            tracing::warn!(tunnel = %found.name, %error, "what an earlier life left cannot be removed; trying again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
@@ -192,15 +227,16 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             () = news(hub) => self.take_inputs(),
             () = news(nic) => self.take_inputs(),
             () = news(forwards) => self.take_inputs(),
-            () = tokio::time::sleep(at_most) => {}
+            () = self.clock.sleep(at_most) => {}
         }
     }
 
     async fn carry_out(&mut self, step: Step) {
         let began = self.clock.now();
-        let result = match tokio::time::timeout(STEP_TIMEOUT, self.perform(&step)).await {
-            Ok(result) => result,
-            Err(_) => Err(anyhow::anyhow!("no answer from the kernel within {STEP_TIMEOUT:?}")),
+        let clock = Arc::clone(&self.clock);
+        let result = match clock::within(&*clock, STEP_TIMEOUT, self.perform(&step)).await {
+            Some(result) => result,
+            None => Err(anyhow::anyhow!("no answer from the kernel within {STEP_TIMEOUT:?}")),
         };
         let now = self.clock.now();
         match result {
@@ -212,9 +248,8 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             }
             Err(error) => {
                 let message = format!("{error:#}");
-                if self.controller.failure() != Some(&message) {
-                    tracing::warn!(tunnel = %self.name(), step = step.names().0, error = message, "a step failed");
-                }
+                // Told to the operator by whoever tells what changes; here is which step it was.
+                tracing::debug!(tunnel = %self.name(), step = step.names().0, error = message, "failed");
                 self.outputs.metrics.error(step.names().1);
                 if lost(&error) {
                     self.controller.link_lost();
@@ -255,8 +290,15 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             Step::AttachLink(plan) => {
                 self.net.attach(plan).await?;
             }
-            Step::SetPeer(plan) | Step::Kick(plan) => self.link.fresh_peer(plan).await?,
-            Step::UpdatePeer(plan) => self.link.update_peer(plan).await?,
+            Step::SetPeer(plan) => {
+                self.link.fresh_peer(plan).await?;
+                self.inscribe(plan, self.controller.tenure_at(self.clock.now())).await;
+            }
+            Step::Kick(plan) => self.link.fresh_peer(plan).await?,
+            Step::UpdatePeer(plan) => {
+                self.link.update_peer(plan).await?;
+                self.inscribe(plan, self.controller.tenure_at(self.clock.now())).await;
+            }
             Step::Probe(plan) => self.net.probe(plan).await?,
             Step::Inspect => return Ok(Outcome::Stats(self.link.stats(&name).await?)),
             Step::Audit(plan) => return Ok(Outcome::Drift(self.audit(plan).await?)),
@@ -267,6 +309,14 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             }
         }
         Ok(Outcome::Done)
+    }
+
+    /// Without it a later life makes the peer afresh: no reason to fail.
+    async fn inscribe(&self, plan: &LinkPlan, tenure: Option<Tenure>) {
+        let Some(tenure) = tenure.filter(|_| self.controller.may_hold()) else { return };
+        if let Err(error) = self.link.inscribe(plan, tenure.transitions).await {
+            tracing::debug!(tunnel = %plan.name, %error, "a later life will not know of which tenure the session is");
+        }
     }
 
     fn apply_forwards(&mut self, plan: &LinkPlan) -> anyhow::Result<()> {
@@ -331,7 +381,8 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         let drift = Drift {
             link,
             network: !missing.is_empty(),
-            forwards: !ruleset::stands(&mut self.firewall, &plan.name)?,
+            // What an earlier life wrote cannot be compared.
+            forwards: self.controller.applied().is_some() && !ruleset::stands(&mut self.firewall, &plan.name)?,
             fence: !self.firewall.intact(&ruleset::fence_table(&plan.name))?,
         };
         if drift != Drift::default() {

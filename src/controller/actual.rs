@@ -35,15 +35,34 @@ pub(super) enum Link {
     Attached(Arc<LinkPlan>),
 }
 
+/// The table of the forwards.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) enum Table {
+    Absent,
+    /// An earlier life wrote it; what it forwards is not known.
+    Inherited,
+    Applied(Arc<Forwards>, TableKey),
+}
+
 /// What we know to be in the kernel, from the steps that took.
 #[derive(Debug)]
 pub(super) struct Actual {
     /// Has the campaign been told that we may be heard?
     pub(super) speaking: bool,
     pub(super) fence: Fence,
-    pub(super) forwards: Option<(Arc<Forwards>, TableKey)>,
+    pub(super) forwards: Table,
     pub(super) link: Link,
     pub(super) peer: Option<Peer>,
+    pub(super) doubts: Doubts,
+}
+
+/// What a step that failed may have made all the same: the kernel's answer came late, or was lost. It is removed on the
+/// way down.
+#[derive(Debug, Default)]
+pub(super) struct Doubts {
+    pub(super) link: Option<Arc<LinkPlan>>,
+    pub(super) forwards: bool,
+    pub(super) fence: bool,
 }
 
 /// The link's peer.
@@ -66,7 +85,20 @@ pub(super) struct TableKey {
 impl Actual {
     /// Nothing: the clean-up at start saw to it.
     pub(super) fn nothing() -> Self {
-        Self { speaking: false, fence: Fence::Absent, forwards: None, link: Link::Absent, peer: None }
+        let doubts = Doubts::default();
+        Self { speaking: false, fence: Fence::Absent, forwards: Table::Absent, link: Link::Absent, peer: None, doubts }
+    }
+
+    /// A tunnel in hold, after this plan, with a session of the tenure with these transitions.
+    pub(super) fn inherited(plan: &Arc<LinkPlan>, transitions: i32) -> Self {
+        Self {
+            speaking: false,
+            fence: Fence::Held { port: plan.listen_port, foreign: None },
+            forwards: Table::Inherited,
+            link: Link::Attached(Arc::clone(plan)),
+            peer: Some(Peer { plan: Arc::clone(plan), transitions }),
+            doubts: Doubts::default(),
+        }
     }
 
     /// The link that is there.
@@ -81,6 +113,7 @@ impl Actual {
     pub(super) fn unlink(&mut self) {
         self.link = Link::Absent;
         self.peer = None;
+        self.doubts.link = None;
     }
 
     /// The device is gone, and its peer with it.
@@ -91,11 +124,11 @@ impl Actual {
         self.peer = None;
     }
 
-    /// The link, or what is left of it.
+    /// The link, or what is or may be left of it.
     pub(super) fn remains(&self) -> Option<&Arc<LinkPlan>> {
         match &self.link {
             Link::Lost(plan) => Some(plan),
-            _ => self.link(),
+            _ => self.link().or(self.doubts.link.as_ref()),
         }
     }
 
@@ -108,7 +141,7 @@ impl Actual {
             self.link = Link::Created(Arc::clone(plan));
         }
         if forwards {
-            self.forwards = None;
+            self.forwards = Table::Absent;
         }
         if fence {
             self.fence = Fence::Absent;

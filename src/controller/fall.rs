@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::actual::{Fence, Link};
+use super::actual::{Fence, Link, Table};
 use super::pulse::Due;
 use super::{Controller, Ending, Next, RETRY, Step};
 use crate::clock::Moment;
@@ -78,10 +78,10 @@ impl Controller {
         if let Some(link) = self.actual.remains().cloned() {
             return self.unless_waiting(now, Step::RemoveLink(link));
         }
-        if self.actual.forwards.is_some() {
+        if self.actual.forwards != Table::Absent || self.actual.doubts.forwards {
             return self.unless_waiting(now, Step::RemoveForwards);
         }
-        if self.actual.fence != Fence::Absent {
+        if self.actual.fence != Fence::Absent || self.actual.doubts.fence {
             return self.unless_waiting(now, Step::RemoveFence);
         }
         match self.ending {

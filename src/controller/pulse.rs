@@ -11,6 +11,9 @@ use crate::tunnel::LinkStats;
 
 /// Between probes.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// The same while a hub that answers probes has not answered the last one, or is looked for after a hold: one packet in
+/// ten that is lost each way must not look like a hub that is gone.
+const PROBE_AGAIN: Duration = Duration::from_millis(250);
 /// A reading follows its probe by this much, long enough for an answer from the other side of the earth.
 const READ_AFTER_PROBE: Duration = Duration::from_millis(900);
 /// Between readings while the first handshake is awaited: this is what the takeover's figures rest on.
@@ -20,6 +23,8 @@ const READ_WAITING: Duration = Duration::from_millis(100);
 /// A handshake is re-kicked after this, and then each time after 1.6 times the last wait (a fixed wait shorter than
 /// the round-trip time never completes one).
 const KICK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// Where the hub has answered before, the first wait is half as long again as that took, but no longer than this.
+const KICK_KNOWING: Duration = Duration::from_millis(750);
 /// Silence after which a hub that answers probes is taken for restarted.
 const SILENCE_ANSWERING: Duration = Duration::from_secs(5);
 /// The same for one that only sends WireGuard's own keepalives.
@@ -62,9 +67,15 @@ pub(super) struct Pulse {
     next_probe: Moment,
     next_kick: Moment,
     kick_wait: Duration,
+    /// When the last handshake left. It alone can be answered: a new one forgets those before it.
+    asked: Moment,
+    /// How long the hub took to answer the last one that it answered.
+    round_trip: Duration,
     /// Receive counter when the last probe left, until its answer's reading.
     probe_sent_at: Option<u64>,
     answers: u8,
+    /// The last probe was not answered, and nothing was heard since.
+    unanswered: bool,
     given_up: bool,
     /// The pod leads on after a hold; nothing was heard since.
     resumed: Option<Moment>,
@@ -97,7 +108,8 @@ impl Pulse {
             Insistence::Since { round, .. } => Insistence::Next { round },
             other => other,
         };
-        let kick_wait = if insistence == Insistence::Needless { KICK.0 } else { KICK_INSISTING };
+        let usual = if insistence == Insistence::Needless { KICK.0 } else { KICK_INSISTING };
+        let kick_wait = usual.max((self.round_trip * 3 / 2).min(KICK_KNOWING));
         *self = Self {
             peer_since: now,
             heard: now,
@@ -105,10 +117,27 @@ impl Pulse {
             next_probe: now + PROBE_EVERY,
             next_kick: now + kick_wait,
             kick_wait,
+            asked: now,
+            round_trip: self.round_trip,
             answers,
             insistence,
             // The counters are the link's, and go on.
             stats: LinkStats { handshake_age: None, ..self.stats },
+            ..Self::default()
+        };
+    }
+
+    /// An earlier life gave the link its peer, which has a session.
+    pub(super) fn inherited(&mut self, stats: LinkStats, now: Moment) {
+        let handshake = stats.handshake_age.map(|age| now - age);
+        *self = Self {
+            peer_since: handshake.unwrap_or(now),
+            heard: now,
+            stats,
+            handshake,
+            next_read: now + READ_AFTER_PROBE,
+            next_probe: now,
+            insistence: self.insistence,
             ..Self::default()
         };
     }
@@ -173,8 +202,10 @@ impl Pulse {
         if grew || first_answer {
             self.heard = now;
             self.resumed = None;
+            self.unanswered = false;
         }
         if first_answer {
+            self.round_trip = now.since(self.asked);
             self.next_probe = now;
             if let Insistence::Next { round } = self.insistence {
                 self.insistence = Insistence::Since { round, handshake: now };
@@ -195,6 +226,9 @@ impl Pulse {
                 self.answers = (self.answers + 1).min(ANSWERS_IN_A_ROW);
             } else if self.answers < ANSWERS_IN_A_ROW {
                 self.answers = 0;
+            } else {
+                self.unanswered = true;
+                self.next_probe = now;
             }
         }
         let silence = if self.answers >= ANSWERS_IN_A_ROW { SILENCE_ANSWERING } else { SILENCE_OTHERWISE };
@@ -207,6 +241,7 @@ impl Pulse {
     fn read_every(&self, now: Moment) -> Duration {
         match self.answered() {
             true if self.insists() => self.insist_wait,
+            true if self.asks_again() => PROBE_AGAIN,
             true => Duration::from_secs(1),
             false if now.since(self.peer_since) < Duration::from_secs(2) => READ_RISING,
             false => READ_WAITING,
@@ -226,6 +261,11 @@ impl Pulse {
             self.insist_wait = (self.insist_wait * 2).min(INSIST_EVERY.1);
             return;
         }
+        if self.asks_again() {
+            // The reading that is due stays due.
+            self.next_probe = now + PROBE_AGAIN;
+            return;
+        }
         self.probe_sent_at = Some(self.stats.received);
         self.next_probe = now + PROBE_EVERY;
         self.next_read = now + READ_AFTER_PROBE;
@@ -235,6 +275,11 @@ impl Pulse {
     pub(super) fn kicked(&mut self, now: Moment) {
         self.kick_wait = self.kick_wait.mul_f64(1.6).min(KICK.1);
         self.next_kick = now + self.kick_wait;
+        self.asked = now;
+    }
+
+    fn asks_again(&self) -> bool {
+        self.unanswered || self.resumed.is_some()
     }
 
     fn insists(&self) -> bool {

@@ -309,7 +309,8 @@ fn who_gave_way_raises_nothing_until_its_next_tenure_and_then_tries_before_it_gi
             Next::Finished => panic!("not asked to stop"),
         }
     }
-    assert_eq!(down, ["StepDown", "Quiet", "RemoveForwards", "RemoveFence"]);
+    // What could not be made may be there all the same.
+    assert_eq!(down, ["StepDown", "Quiet", "RemoveLink", "RemoveForwards", "RemoveFence"]);
     assert_eq!(controller.failure(), Some("the port is taken"), "it stays told");
     controller.handle(following(), at(20_000));
     controller.handle(tenure(22_000, 60_000), at(22_000));
@@ -418,6 +419,39 @@ fn a_hub_that_never_answered_probes_gets_longer() {
     assert!(fresh > at(35_000) && fresh <= at(37_000), "{fresh:?}");
 }
 
+#[test]
+fn a_hub_whose_answers_get_lost_now_and_then_is_not_taken_for_silent() {
+    let mut controller = leader();
+    let (mut now, mut received, mut probes, mut lost) = (at(10), 92, 0, 0);
+    controller.handle(leading(at(600_000)), now);
+    while now < at(300_000) {
+        match controller.next(now) {
+            Next::Do(step) => {
+                if let Step::Probe(_) = step {
+                    probes += 1;
+                    // Once the hub is known to answer, four in a row are lost, over and over.
+                    if probes > 5 && probes % 5 != 0 {
+                        lost += 1;
+                    } else {
+                        received += 32;
+                    }
+                }
+                assert!(!matches!(step, Step::SetPeer(_)), "a fresh peer at {now:?}");
+                let outcome = match step {
+                    Step::Inspect => {
+                        Outcome::Stats(LinkStats { handshake_age: Some(now.since(at(10))), received, sent: 0 })
+                    }
+                    ref other => outcome(other, true),
+                };
+                controller.done(&step, outcome, now);
+            }
+            Next::WaitUntil(then) => now = then,
+            Next::Finished => panic!("not asked to stop"),
+        }
+    }
+    assert!(lost > 100, "only {lost} were lost");
+}
+
 /// Renews for ever; the hub answers from `answers_from` on. Gives the moment at which the pod gives way, if it does.
 fn gives_way(began: Moment, answers_until: Moment) -> Option<Moment> {
     let mut controller = standby();
@@ -454,5 +488,28 @@ fn a_leader_without_an_answer_gives_way_but_not_before_half_a_minute() {
     assert!((at(70_000)..at(90_000)).contains(&deaf_later), "{deaf_later:?}");
 }
 
+#[test]
+fn what_a_failed_step_may_have_made_all_the_same_is_removed_on_the_way_down() {
+    for (kind, removed) in
+        [("ApplyForwards", "RemoveForwards"), ("RaiseFence", "RemoveFence"), ("CreateLink", "RemoveLink")]
+    {
+        let mut controller = standby();
+        controller.handle(leading(at(5000)), at(0));
+        loop {
+            let Next::Do(step) = controller.next(at(0)) else { panic!("nothing fails") };
+            if names(std::slice::from_ref(&step)) == [kind] {
+                controller.failed(&step, "no answer from the kernel within 1s".into(), at(0));
+                break;
+            }
+            controller.done(&step, outcome(&step, false), at(0));
+        }
+        controller.handle(Event::Stop(Ending::HandOver), at(0));
+        let steps = names(&settle(&mut controller, at(0)));
+        assert_eq!(steps.iter().filter(|step| *step == removed).count(), 1, "{kind} failed: {steps:?}");
+        assert_eq!(controller.next(at(0)), Next::Finished);
+    }
+}
+
 mod hold;
+mod inheritance;
 mod orders;

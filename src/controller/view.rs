@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::actual::{Fence, Link};
+use super::actual::{Fence, Link, Table};
 use super::{Controller, State};
 use crate::clock::Moment;
 use crate::election::Tenure;
@@ -16,7 +16,7 @@ impl Controller {
     pub fn state(&self, now: Moment) -> State {
         let up = self.tenure_at(now).is_some() && self.ending.is_none();
         let clear = self.actual.remains().is_none()
-            && self.actual.forwards.is_none()
+            && self.actual.forwards == Table::Absent
             && self.actual.fence == Fence::Absent
             && !self.actual.speaking;
         match (up, clear) {
@@ -35,7 +35,7 @@ impl Controller {
 
     /// Has the hub answered the present peer, with the table in place?
     pub fn serves(&self, now: Moment) -> bool {
-        self.actual.forwards.is_some() && matches!(self.actual.link, Link::Attached(_)) && self.pulse.serves(now)
+        self.actual.forwards != Table::Absent && matches!(self.actual.link, Link::Attached(_)) && self.pulse.serves(now)
     }
 
     /// The tenure that has not ended at `now`, if we lead.
@@ -83,9 +83,12 @@ impl Controller {
         self.actual.link().is_some()
     }
 
-    /// What is forwarded now, in the kernel.
+    /// What is forwarded now, in the kernel; `None` also while that is what an earlier life wrote.
     pub fn applied(&self) -> Option<&Arc<Forwards>> {
-        self.actual.forwards.as_ref().map(|(forwards, _)| forwards)
+        match &self.actual.forwards {
+            Table::Applied(forwards, _) => Some(forwards),
+            Table::Absent | Table::Inherited => None,
+        }
     }
 
     /// What should be forwarded.

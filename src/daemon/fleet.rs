@@ -21,6 +21,7 @@ use crate::controller::{Controller, Ending, hub};
 use crate::election::Campaign;
 use crate::election::Elector;
 use crate::election::lease::KubeLease;
+use crate::inheritance;
 use crate::metrics::Metrics;
 use crate::ruleset::NetlinkFirewall;
 use crate::secret::watch::SecretState;
@@ -31,7 +32,7 @@ use crate::status::board::Board;
 use crate::status::{FaultsByTunnel, Snapshot};
 use crate::tunnel::network::KernelNet;
 use crate::tunnel::system::SystemLinks;
-use crate::tunnel::{Nic, Slot};
+use crate::tunnel::{Found, Nic, Slot};
 
 /// What the fleet is made from.
 pub(super) struct Parts {
@@ -40,6 +41,8 @@ pub(super) struct Parts {
     pub(super) links: Arc<SystemLinks>,
     pub(super) net: Arc<KernelNet>,
     pub(super) firewall: NetlinkFirewall,
+    /// What an earlier life left and may serve on.
+    pub(super) found: Vec<Found>,
     pub(super) metrics: Metrics,
     pub(super) board: Arc<Board>,
     pub(super) connection: Connection,
@@ -97,7 +100,7 @@ impl Fleet {
             tokio::select! {
                 biased;
                 _ = self.parts.stop.changed() => {}
-                _ = self.secret.changed() => self.configure(),
+                _ = self.secret.changed() => self.configure().await,
                 _ = self.services.changed() => self.translate(),
             }
         }
@@ -105,11 +108,14 @@ impl Fleet {
             // Its entries stay: the successor's are the same.
             self.dismiss(member, Ending::HandOver, std::future::ready(()));
         }
+        // Of what was never taken over nothing may be left either.
+        self.settings = Settings::default();
+        self.disown().await;
         join_all(self.leaving).await;
     }
 
     /// Takes the Secret in.
-    fn configure(&mut self) {
+    async fn configure(&mut self) {
         let state = self.secret.borrow_and_update().clone();
         self.herald.secret(&state);
         let name = &self.parts.config.secret_name;
@@ -125,6 +131,7 @@ impl Fleet {
             }
         };
         let change = self.settings.apply(document);
+        self.disown().await;
         self.publish_faults();
         for name in &change.removed {
             if let Some(member) = self.members.remove(name) {
@@ -154,6 +161,19 @@ impl Fleet {
             self.parts.metrics.config_changed(self.parts.clock.wall());
         }
         self.translate();
+    }
+
+    /// What an earlier life left of tunnels that are no longer wanted goes, before another may want its port or its slot.
+    async fn disown(&mut self) {
+        let wanted = |found: &Found| self.settings.get(&found.name).is_some();
+        let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.parts.found).into_iter().partition(wanted);
+        self.parts.found = kept;
+        for found in gone {
+            tracing::info!(tunnel = %found.name, "an earlier life left a tunnel that is not wanted; taking it down");
+            if let Err(error) = inheritance::discard(&*self.parts.net, &mut self.parts.firewall, &found).await {
+                tracing::error!(tunnel = %found.name, %error, "it cannot be taken down; the next start tries again");
+            }
+        }
     }
 
     fn publish_faults(&mut self) {
@@ -206,7 +226,10 @@ impl Fleet {
 
     fn enlist(&mut self, tunnel: Tunnel) {
         let name = tunnel.name.clone();
-        let Some(slot) = self.free_slot() else {
+        let at = self.parts.found.iter().position(|found| found.name == name);
+        let found = at.map(|at| self.parts.found.swap_remove(at));
+        let slot = found.as_ref().map(|found| found.alias.slot());
+        let Some(slot) = slot.or_else(|| self.free_slot()) else {
             tracing::error!(tunnel = %name, "a pod carries 255 tunnels at most; move some to another Secret and DaemonSet");
             return;
         };
@@ -244,7 +267,7 @@ impl Fleet {
             controller = controller.holding(&parts.board.pod().identity);
         }
         let kernel = (Arc::clone(&parts.links), Arc::clone(&parts.net), parts.firewall.clone());
-        let actor = Actor::new(controller, kernel, parts.clock.clone(), campaign, inputs, outputs);
+        let actor = Actor::new(controller, kernel, parts.clock.clone(), campaign, inputs, outputs).heir_of(found);
         let (predecessors, board) = (std::mem::take(&mut self.leaving), Arc::clone(&parts.board));
         let actor = tokio::spawn({
             let name = name.clone();
@@ -269,7 +292,8 @@ impl Fleet {
     }
 
     fn free_slot(&self) -> Option<Slot> {
-        let taken: BTreeSet<Slot> = self.members.values().map(|member| member.slot).collect();
+        let found = self.parts.found.iter().map(|found| found.alias.slot());
+        let taken: BTreeSet<Slot> = self.members.values().map(|member| member.slot).chain(found).collect();
         (1..=u8::MAX).filter_map(Slot::new).find(|slot| !taken.contains(slot))
     }
 }

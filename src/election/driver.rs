@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use k8s_openapi::api::coordination::v1::Lease;
 use rand::Rng;
@@ -19,7 +20,7 @@ use tokio::sync::watch;
 use super::campaign::Standing;
 use super::gate::{Gate, Wish};
 use super::{Elector, Leadership, LeaseStore, Outcome, Request, Sight, StoreError, Verdict};
-use crate::clock::{Clock, Moment};
+use crate::clock::{self, Clock, Moment};
 
 /// On the way down: the Lease is given back when the tunnel is quiet.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ type Answer = Pin<Box<dyn Future<Output = Result<Lease, StoreError>> + Send>>;
 
 pub(super) struct Driver<S, C, R> {
     store: Arc<S>,
-    clock: C,
+    clock: Arc<C>,
     elector: Elector,
     rng: R,
     gate: Gate,
@@ -73,7 +74,7 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
         let sights = store.watch();
         Self {
             store: Arc::new(store),
-            clock,
+            clock: Arc::new(clock),
             elector,
             rng,
             gate,
@@ -110,10 +111,10 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
             {
                 self.send(now, request);
             }
-            let sleep = self.wake(now).map(|wake| wake.since(now));
+            let sleep = self.wake(now).map(|wake| self.clock.sleep(wake.since(now)));
             tokio::select! {
                 biased;
-                () = sleep_for(sleep) => {}
+                () = slept(sleep) => {}
                 () = gate.changed() => {}
                 answer = answer(&mut self.under_way) => self.take(answer),
                 sight = self.sights.next() => self.see(sight),
@@ -234,7 +235,7 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
         let params = *self.elector.params();
         let left = (self.attempt_began + params.renew_deadline).since(now);
         let within = params.request_timeout().min(left);
-        let store = Arc::clone(&self.store);
+        let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
         self.under_way = Some(Box::pin(async move {
             let call = async {
                 match request {
@@ -243,7 +244,7 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
                     Request::Replace(last, record) => store.replace(*last, record).await,
                 }
             };
-            tokio::time::timeout(within, call).await.unwrap_or(Err(StoreError::TimedOut(within)))
+            clock::within(&*clock, within, call).await.unwrap_or(Err(StoreError::TimedOut(within)))
         }));
     }
 
@@ -394,9 +395,9 @@ fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-async fn sleep_for(time: Option<Duration>) {
-    match time {
-        Some(time) => tokio::time::sleep(time).await,
+async fn slept(sleep: Option<BoxFuture<'static, ()>>) {
+    match sleep {
+        Some(sleep) => sleep.await,
         None => std::future::pending().await,
     }
 }

@@ -13,19 +13,52 @@ use futures::stream::{self, BoxStream, StreamExt};
 use k8s_openapi::api::coordination::v1::Lease;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::{LeaseStore, Record, Sight, StoreError};
+
+/// A value that others wait for, and that wakes them in the order in which they began to wait: tokio's `watch` wakes its
+/// receivers in random order, and a history would never be the same again.
+#[derive(Debug, Default)]
+pub struct Awaited<T> {
+    value: Mutex<T>,
+    changed: Notify,
+}
+
+impl<T: Copy> Awaited<T> {
+    /// Its value now.
+    pub fn get(&self) -> T {
+        *self.value.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another value.
+    pub fn set(&self, value: T) {
+        *self.value.lock().unwrap_or_else(PoisonError::into_inner) = value;
+        self.changed.notify_waiters();
+    }
+
+    /// Until it is such.
+    pub async fn until(&self, such: impl Fn(T) -> bool) {
+        loop {
+            // Made before the look, so that no change is missed.
+            let changed = self.changed.notified();
+            if such(self.get()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
 
 /// Keeps one Lease. Clones are the same server.
 #[derive(Clone, Debug, Default)]
 pub struct LeaseServer(Arc<Server>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Server {
     kept: Mutex<Kept>,
     /// Number of changes so far.
-    changes: watch::Sender<usize>,
+    changes: Awaited<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -33,11 +66,14 @@ struct Kept {
     lease: Option<Lease>,
     history: Vec<Option<Lease>>,
     calls: Vec<Call>,
+    observer: Option<Observer>,
 }
 
-impl Default for Server {
-    fn default() -> Self {
-        Self { kept: Mutex::default(), changes: watch::channel(0).0 }
+struct Observer(Box<dyn FnMut(Option<&str>, Option<&Lease>) + Send>);
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer")
     }
 }
 
@@ -60,6 +96,8 @@ pub enum Way {
     Refused,
     /// Nothing gets through either way, and nobody says so.
     Silent,
+    /// Requests get through, answers and what a watch shows do not, and nobody says so.
+    Mute,
 }
 
 /// What happens to one request.
@@ -92,11 +130,22 @@ pub struct Weather {
     pub lost: f64,
     /// Share of requests that arrive ten seconds late.
     pub late: f64,
+    /// Share of requests that are answered by a conflict, without effect.
+    pub conflict: f64,
+    /// Share of requests that are carried out and never answered.
+    pub stuck: f64,
 }
 
 impl Default for Weather {
     fn default() -> Self {
-        Self { latency: Duration::ZERO..Duration::from_nanos(1), failed: 0.0, lost: 0.0, late: 0.0 }
+        Self {
+            latency: Duration::ZERO..Duration::from_nanos(1),
+            failed: 0.0,
+            lost: 0.0,
+            late: 0.0,
+            conflict: 0.0,
+            stuck: 0.0,
+        }
     }
 }
 
@@ -111,7 +160,7 @@ impl LeaseServer {
         LeaseClient(Arc::new(Client {
             server: self.clone(),
             name: name.to_owned(),
-            way: watch::channel(Way::Open).0,
+            way: Awaited::default(),
             deaf: watch::channel(0).0,
             weather: Mutex::default(),
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
@@ -133,7 +182,7 @@ impl LeaseServer {
     pub fn edit(&self, change: impl FnOnce(Option<Lease>) -> Option<Lease>) {
         let mut kept = self.lock();
         let next = change(kept.lease.take());
-        self.put(&mut kept, next);
+        self.put(&mut kept, None, next);
     }
 
     /// Writes this record by hand.
@@ -148,36 +197,44 @@ impl LeaseServer {
 
     /// Number of times that the Lease changed.
     pub fn changes(&self) -> usize {
-        *self.0.changes.borrow()
+        self.0.changes.get()
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, kept: &mut Kept, mut lease: Option<Lease>) {
+    /// Tells `observer` of every change at the moment that it is made, and whose request made it; `None`: by hand.
+    pub fn observe(&self, observer: impl FnMut(Option<&str>, Option<&Lease>) + Send + 'static) {
+        self.lock().observer = Some(Observer(Box::new(observer)));
+    }
+
+    fn put(&self, kept: &mut Kept, by: Option<&str>, mut lease: Option<Lease>) {
         if let Some(lease) = &mut lease {
             lease.metadata.resource_version = Some((kept.history.len() + 1).to_string());
         }
+        if let Some(observer) = &mut kept.observer {
+            (observer.0)(by, lease.as_ref());
+        }
         kept.lease.clone_from(&lease);
         kept.history.push(lease);
-        self.0.changes.send_replace(kept.history.len());
+        self.0.changes.set(kept.history.len());
     }
 
-    fn carry_out(&self, request: Do) -> Result<Lease, StoreError> {
+    fn carry_out(&self, by: &str, request: Do) -> Result<Lease, StoreError> {
         let mut kept = self.lock();
         match (request, kept.lease.clone()) {
             (Do::Get, Some(lease)) => return Ok(lease),
             (Do::Get | Do::Replace(..), None) => return Err(StoreError::NotFound),
             (Do::Create(_), Some(_)) => return Err(StoreError::AlreadyExists),
             (Do::Create(record), None) => {
-                self.put(&mut kept, Some(Lease { spec: Some(record.spec()), ..Lease::default() }));
+                self.put(&mut kept, Some(by), Some(Lease { spec: Some(record.spec()), ..Lease::default() }));
             }
             (Do::Replace(last, record), Some(lease)) => {
                 if last.metadata.resource_version != lease.metadata.resource_version {
                     return Err(StoreError::Conflict);
                 }
-                self.put(&mut kept, Some(Lease { spec: Some(record.spec()), ..*last }));
+                self.put(&mut kept, Some(by), Some(Lease { spec: Some(record.spec()), ..*last }));
             }
         }
         kept.lease.clone().ok_or(StoreError::NotFound)
@@ -199,7 +256,7 @@ pub struct LeaseClient(Arc<Client>);
 struct Client {
     server: LeaseServer,
     name: String,
-    way: watch::Sender<Way>,
+    way: Awaited<Way>,
     /// Number of times that the watches of the time went silent for good.
     deaf: watch::Sender<usize>,
     weather: Mutex<Weather>,
@@ -216,7 +273,7 @@ impl fmt::Debug for Client {
 impl LeaseClient {
     /// Opens or closes the way.
     pub fn way(&self, way: Way) {
-        self.0.way.send_replace(way);
+        self.0.way.set(way);
     }
 
     /// Sets the weather.
@@ -246,6 +303,10 @@ impl LeaseClient {
             Fate::Failed
         } else if roll < weather.failed + weather.lost {
             Fate::AnswerLost
+        } else if roll < weather.failed + weather.lost + weather.conflict {
+            Fate::Conflict
+        } else if roll < weather.failed + weather.lost + weather.conflict + weather.stuck {
+            Fate::Stuck
         } else {
             Fate::Answered
         };
@@ -259,9 +320,7 @@ impl LeaseClient {
     }
 
     async fn silence_to_end(&self) {
-        let mut way = self.0.way.subscribe();
-        // The sender lives in self.
-        let _ = way.wait_for(|way| *way != Way::Silent).await;
+        self.0.way.until(|way| !matches!(way, Way::Silent | Way::Mute)).await;
     }
 
     async fn call(&self, verb: &'static str, request: Do) -> Result<Lease, StoreError> {
@@ -272,8 +331,8 @@ impl LeaseClient {
         let carried = tokio::spawn(async move {
             this.travel().await;
             tokio::time::sleep(late).await;
-            let gone = match *this.0.way.borrow() {
-                Way::Open => None,
+            let gone = match this.0.way.get() {
+                Way::Open | Way::Mute => None,
                 Way::Refused => Some(Err(unreachable(verb))),
                 Way::Silent => Some(Ok(())),
             };
@@ -288,11 +347,11 @@ impl LeaseClient {
                 Fate::Forbidden => {
                     Err(StoreError::Forbidden { verb, cause: io::Error::other("refused by a script").into() })
                 }
-                Fate::Answered => this.0.server.carry_out(request),
-                Fate::AnswerLost => this.0.server.carry_out(request).and(Err(unreachable(verb))),
+                Fate::Answered => this.0.server.carry_out(&this.0.name, request),
+                Fate::AnswerLost => this.0.server.carry_out(&this.0.name, request).and(Err(unreachable(verb))),
                 Fate::Swallowed => std::future::pending().await,
                 Fate::Stuck => {
-                    let _ = this.0.server.carry_out(request);
+                    let _ = this.0.server.carry_out(&this.0.name, request);
                     std::future::pending().await
                 }
             };
@@ -305,11 +364,9 @@ impl LeaseClient {
 
     /// The next that a watch shows. `shown`: changes it has shown; `None`: it is yet to show how things stand.
     async fn next_sight(&self, shown: &mut Option<usize>, broken: &mut bool) -> Sight {
-        let mut way = self.0.way.subscribe();
-        let mut changes = self.0.server.0.changes.subscribe();
         loop {
-            let state = *way.borrow_and_update();
-            let so_far = *changes.borrow_and_update();
+            let state = self.0.way.get();
+            let so_far = self.0.server.changes();
             match state {
                 Way::Refused if !*broken => {
                     (*broken, *shown) = (true, None);
@@ -319,7 +376,7 @@ impl LeaseClient {
                     *broken = false;
                     let next = shown.map_or(so_far, |shown| shown + 1);
                     self.travel().await;
-                    if *way.borrow() != Way::Open {
+                    if self.0.way.get() != Way::Open {
                         continue;
                     }
                     *shown = Some(next);
@@ -329,8 +386,9 @@ impl LeaseClient {
                 }
                 _ => {
                     tokio::select! {
-                        _ = way.changed() => {}
-                        _ = changes.changed() => {}
+                        biased;
+                        () = self.0.way.until(|way| way != state) => {}
+                        () = self.0.server.0.changes.until(|changes| changes != so_far) => {}
                     }
                 }
             }

@@ -81,7 +81,10 @@ impl View {
     /// See [`super::Elector::due`].
     pub(super) fn due(&self, retry: Duration) -> Moment {
         let Some(last_read) = self.last_read else { return Moment::default() };
-        let Some(o) = &self.observed else { return self.guard.unwrap_or_default() };
+        // A holder whose Lease was deleted makes it again; who only waits would not see it if the watch is dead.
+        let Some(o) = &self.observed else {
+            return self.guard.map(|guard| guard.min(last_read + retry)).unwrap_or_default();
+        };
         if !self.held_by_another() {
             return self.guard.unwrap_or_default();
         }

@@ -17,8 +17,8 @@ pub enum Forget {
     Flows(Vec<Flow>),
     /// All flows of the tunnel in this slot: when it is taken down.
     Tunnel(Slot),
-    /// All flows of all tunnels: what an earlier life left.
-    Everything,
+    /// All flows of all tunnels but those in these slots: what an earlier life left.
+    AllBut(Vec<Slot>),
     /// Flows to this VIP that are not sent on to a backend, other than ping: they came while the table was not there,
     /// and would stay lost. After the table had to be put back.
     Untranslated(Ipv4Addr),
@@ -63,7 +63,9 @@ impl Forget {
                     })
             }
             Forget::Tunnel(slot) => entry.mark & Slot::MARK_MASK == slot.mark(),
-            Forget::Everything => is_ours(entry.mark),
+            Forget::AllBut(slots) => {
+                is_ours(entry.mark) && !slots.iter().any(|slot| entry.mark & Slot::MARK_MASK == slot.mark())
+            }
             Forget::Untranslated(vip) => {
                 entry.original.to.ip() == vip && entry.protocol != ICMP && entry.status & IPS_DST_NAT == 0
             }
@@ -204,8 +206,12 @@ mod tests {
         let one = Forget::Tunnel(Slot::new(1).unwrap());
         assert!(one.matches(&entry(6, 0xab01_cdef, 0)));
         assert!(!one.matches(&entry(6, 0xab02_cdef, 0)));
-        assert!(Forget::Everything.matches(&entry(6, 0xab02_cdef, 0)));
-        assert!(!Forget::Everything.matches(&entry(6, 0xff00_ffff, 0)), "not ours");
+        let all = Forget::AllBut(vec![]);
+        assert!(all.matches(&entry(6, 0xab02_cdef, 0)));
+        assert!(!all.matches(&entry(6, 0xff00_ffff, 0)), "not ours");
+        let but = Forget::AllBut(vec![Slot::new(2).unwrap()]);
+        assert!(!but.matches(&entry(6, 0xab02_cdef, 0)));
+        assert!(but.matches(&entry(6, 0xab01_cdef, 0)));
     }
 
     #[test]

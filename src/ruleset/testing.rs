@@ -12,6 +12,24 @@ use crate::clock::{Clock, Moment};
 use crate::fence;
 use crate::secret::TunnelName;
 
+/// How a tunnel's fence stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FenceState {
+    /// There is none: all may pass.
+    Absent,
+    /// Nothing may leave.
+    Closed,
+    /// Answers may leave.
+    Hold,
+    /// All may leave until then; what comes after is hold, or closed.
+    Lead {
+        /// For ever, if none.
+        until: Option<Moment>,
+        /// Hold comes next.
+        then_hold: bool,
+    },
+}
+
 /// Clones share one set of tables, as processes in one network namespace do.
 #[derive(Clone)]
 pub struct FakeFirewall {
@@ -42,9 +60,25 @@ impl FakeFirewall {
 
     /// May the tunnel's socket speak freely now? True also where no fence is, as in the kernel.
     pub fn open(&self, tunnel: &TunnelName) -> bool {
-        let kernel = self.kernel();
+        matches!(self.fence(tunnel), FenceState::Absent | FenceState::Lead { .. })
+    }
+
+    /// How the tunnel's fence stands now.
+    pub fn fence(&self, tunnel: &TunnelName) -> FenceState {
+        let (kernel, now) = (self.kernel(), self.clock.now());
         let name = fence_table(tunnel);
-        !kernel.tables.contains_key(&name) || !kernel.members(&name, fence::LEAD, self.clock.now()).is_empty()
+        if !kernel.tables.contains_key(&name) {
+            return FenceState::Absent;
+        }
+        let holds = !kernel.members(&name, fence::HOLD, now).is_empty();
+        let leads = kernel.added.get(&(name, fence::LEAD.to_owned())).into_iter().flatten().map(|(_, end)| *end);
+        let leads: Vec<_> = leads.filter(|end| end.is_none_or(|end| now < end)).collect();
+        let until = if leads.contains(&None) { None } else { leads.iter().flatten().max().copied() };
+        match (leads.is_empty(), holds) {
+            (false, then_hold) => FenceState::Lead { until, then_hold },
+            (true, true) => FenceState::Hold,
+            (true, false) => FenceState::Closed,
+        }
     }
 
     /// May it still answer once it may speak freely no more?

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use zeroize::Zeroize;
 
 use super::rtnl::{Rtnl, SeenLink, to_io};
 use super::wire::{self, Counted};
-use super::{Backend, LinkBackend, LinkError, LinkPlan, LinkStats, PeerPlan, carrier};
+use super::{Alias, Backend, LinkBackend, LinkError, LinkPlan, LinkStats, PeerPlan, carrier};
 use crate::secret::TunnelName;
 
 /// The group of a link between its making and its alias: RTM_NEWLINK takes no alias, and a crash between the two must
@@ -96,6 +97,15 @@ impl Kernel {
         change(links.entry(name.clone()).or_default())
     }
 
+    async fn mark(&self, plan: &LinkPlan, transitions: Option<i32>) -> Result<(), LinkError> {
+        let name = plan.name.as_str();
+        let link = self.rtnl.link(name).await.map_err(failed("looking for the link"))?;
+        let index = link.filter(SeenLink::is_ours).ok_or_else(|| LinkError::Lost { name: name.to_owned() })?.index;
+        let alias = Alias::of(plan, transitions).to_string();
+        let marks = vec![LinkAttribute::IfAlias(alias), LinkAttribute::Group(0)];
+        self.rtnl.change(index, marks).await.map_err(failed("marking the link as wirevip's"))
+    }
+
     async fn allow_the_rest(&self, plan: &LinkPlan) -> Result<(), LinkError> {
         for message in wire::rest(plan) {
             self.set("setting allowedIPs", &plan.name, message).await?;
@@ -104,11 +114,7 @@ impl Kernel {
     }
 
     async fn finish(&self, plan: &LinkPlan) -> Result<(), LinkError> {
-        let name = plan.name.as_str();
-        let link = self.rtnl.link(name).await.map_err(failed("looking for the new link"))?;
-        let index = link.ok_or_else(|| LinkError::Lost { name: name.to_owned() })?.index;
-        let alias = vec![LinkAttribute::IfAlias(plan.alias()), LinkAttribute::Group(0)];
-        self.rtnl.change(index, alias).await.map_err(failed("marking the new link as wirevip's"))?;
+        self.mark(plan, None).await?;
         self.set("setting the tunnel's key and port", &plan.name, wire::keyed(plan)).await
     }
 }
@@ -166,8 +172,20 @@ impl LinkBackend for Kernel {
         Ok(())
     }
 
+    async fn inscribe(&self, plan: &LinkPlan, transitions: i32) -> Result<(), LinkError> {
+        self.mark(plan, Some(transitions)).await
+    }
+
+    async fn hub(&self, tunnel: &TunnelName) -> Result<Option<SocketAddr>, LinkError> {
+        Ok(self.count(tunnel).await?.endpoint)
+    }
+
+    fn adopt(&self, plan: &LinkPlan) {
+        self.remember(&plan.name, |memory| memory.peer = Some(plan.peer.clone()));
+    }
+
     async fn stats(&self, tunnel: &TunnelName) -> Result<LinkStats, LinkError> {
-        let Counted { received, sent, handshake } = self.count(tunnel).await?;
+        let Counted { received, sent, handshake, endpoint: _ } = self.count(tunnel).await?;
         let past = self.remember(tunnel, |memory| memory.past);
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_REALTIME).map(Duration::from).unwrap_or_default();
         Ok(LinkStats {

@@ -11,7 +11,10 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{IpVersion, RouteMessageBuilder};
 
 use super::rtnl::{Rtnl, SeenLink, gone_is_fine, to_io};
-use super::{Device, HostError, HostNet, LinkPlan, Nic, ROUTE_PROTOCOL, RULE_PRIORITY, Slot, Step, Swept, missing};
+use super::{
+    Alias, Device, Found, HostError, HostNet, LinkPlan, Nic, ROUTE_PROTOCOL, RULE_PRIORITY, Slot, Step, Swept, missing,
+};
+use crate::secret::TunnelName;
 
 /// The pod's network, through the kernel.
 #[derive(Clone, Debug)]
@@ -181,20 +184,50 @@ impl HostNet for KernelNet {
         })
     }
 
-    async fn sweep(&self) -> Result<Swept, HostError> {
+    async fn found(&self) -> Result<Vec<Found>, HostError> {
+        let links = self.rtnl.links().await.map_err(failed("reading links"))?;
+        let serving = links.into_iter().filter(|link| link.wireguard && link.up);
+        let found = serving.filter_map(|link| {
+            let (name, alias) = TunnelName::new(&link.name).zip(Alias::parse(&link.alias))?;
+            alias.transitions().map(|_| Found { name, alias })
+        });
+        Ok(found.collect())
+    }
+
+    async fn sweep(&self, but: &[Found]) -> Result<Swept, HostError> {
         let mut errors = Vec::new();
         let mut swept = Swept::default();
         let links = self.rtnl.links().await.map_err(failed("reading links"));
-        for link in collect(links, &mut errors).into_iter().filter(SeenLink::is_ours) {
+        let stays = |link: &SeenLink| but.iter().any(|found| found.name.as_str() == link.name);
+        let kept = |table| but.iter().any(|found| found.alias.slot().routing_table() == table);
+        for link in collect(links, &mut errors).into_iter().filter(|link| link.is_ours() && !stays(link)) {
             swept.links += count(self.rtnl.delete(link.index).await, "removing a link left behind", &mut errors);
         }
         let ours = RouteProtocol::Other(ROUTE_PROTOCOL);
         let rule = |rule: &RuleMessage| {
-            Slot::owns_table(table_of_rule(rule)) || rule.attributes.contains(&RuleAttribute::Protocol(ours))
+            !kept(table_of_rule(rule))
+                && (Slot::owns_table(table_of_rule(rule)) || rule.attributes.contains(&RuleAttribute::Protocol(ours)))
         };
-        let route = |route: &RouteMessage| Slot::owns_table(table_of_route(route)) || route.header.protocol == ours;
+        let route = |route: &RouteMessage| {
+            !kept(table_of_route(route)) && (Slot::owns_table(table_of_route(route)) || route.header.protocol == ours)
+        };
         (swept.rules, swept.routes) = self.remove(rule, route, &mut errors).await;
         several(errors).map(|()| swept)
+    }
+
+    async fn discard(&self, found: &Found) -> Result<(), HostError> {
+        let mut errors = Vec::new();
+        let link = self.rtnl.link(found.name.as_str()).await.map_err(failed("looking for a link left behind"));
+        let link = link.unwrap_or_else(|error| {
+            errors.push(error);
+            None
+        });
+        if let Some(link) = link.filter(SeenLink::is_ours) {
+            count(self.rtnl.delete(link.index).await, "removing a link left behind", &mut errors);
+        }
+        let table = found.alias.slot().routing_table();
+        self.remove(|rule| table_of_rule(rule) == table, |route| table_of_route(route) == table, &mut errors).await;
+        several(errors)
     }
 
     async fn attach(&self, plan: &LinkPlan) -> Result<Vec<Step>, HostError> {

@@ -117,12 +117,13 @@ fn ask_netfilter(kind: u16) -> io::Result<()> {
     }
 }
 
-/// The errno of an NLMSG_ERROR other than 0.
+/// The errno of an NLMSG_ERROR other than 0; EBADMSG for what is no errno (seen: the least number there is, which has no
+/// opposite).
 fn answer_errno(answer: &[u8]) -> Option<i32> {
     const NLMSG_ERROR: u16 = 2;
     let kind = u16::from_ne_bytes(answer.get(4..6)?.try_into().ok()?);
     let code = i32::from_ne_bytes(answer.get(16..20)?.try_into().ok()?);
-    (kind == NLMSG_ERROR && code != 0).then_some(-code)
+    (kind == NLMSG_ERROR && code != 0).then(|| code.checked_neg().unwrap_or(Errno::EBADMSG as i32))
 }
 
 #[cfg(test)]
@@ -143,6 +144,8 @@ mod tests {
         assert_eq!(answer_errno(&answer), None, "an acknowledgement");
         answer[16..20].copy_from_slice(&(-22i32).to_ne_bytes());
         assert_eq!(answer_errno(&answer), Some(22));
+        answer[16..20].copy_from_slice(&i32::MIN.to_ne_bytes());
+        assert_eq!(answer_errno(&answer), Some(Errno::EBADMSG as i32));
         answer[4] = 16;
         assert_eq!(answer_errno(&answer), None, "an answer");
     }

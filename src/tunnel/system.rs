@@ -1,6 +1,7 @@
 //! Either backend behind one type, chosen at start.
 
 use std::io;
+use std::net::SocketAddr;
 
 use super::kernel::Kernel;
 use super::rtnl::Rtnl;
@@ -52,6 +53,27 @@ impl LinkBackend for SystemLinks {
         match self {
             Self::Kernel(links) => links.update_peer(plan).await,
             Self::Userspace(links) => links.update_peer(plan).await,
+        }
+    }
+
+    async fn inscribe(&self, plan: &LinkPlan, transitions: i32) -> Result<(), LinkError> {
+        match self {
+            Self::Kernel(links) => links.inscribe(plan, transitions).await,
+            Self::Userspace(links) => links.inscribe(plan, transitions).await,
+        }
+    }
+
+    async fn hub(&self, tunnel: &TunnelName) -> Result<Option<SocketAddr>, LinkError> {
+        match self {
+            Self::Kernel(links) => links.hub(tunnel).await,
+            Self::Userspace(links) => links.hub(tunnel).await,
+        }
+    }
+
+    fn adopt(&self, plan: &LinkPlan) {
+        match self {
+            Self::Kernel(links) => links.adopt(plan),
+            Self::Userspace(links) => links.adopt(plan),
         }
     }
 

@@ -7,7 +7,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
-    Backend, HostError, HostNet, LinkBackend, LinkError, LinkPlan, LinkStats, Nic, PeerPlan, Slot, Step, Swept, missing,
+    Alias, Backend, Found, HostError, HostNet, LinkBackend, LinkError, LinkPlan, LinkStats, Nic, PeerPlan, Slot, Step,
+    Swept, missing,
 };
 use crate::clock::{Clock, Moment, TokioClock};
 use crate::secret::{PublicKey, SecretKey, TunnelName};
@@ -70,14 +71,28 @@ struct State {
     nic: Nic,
 }
 
+/// What of a link is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// When the present peer was put in without a past, by tokio's clock since the making of the pod.
+    pub session: Option<Moment>,
+    /// It has completed a handshake.
+    pub answered: bool,
+    /// Every step of its attachment holds.
+    pub whole: bool,
+}
+
 #[derive(Debug)]
 struct FakeLink {
     plan: LinkPlan,
     peer: Option<PeerPlan>,
+    peer_since: Moment,
     done: Vec<Step>,
     handshake: Option<Moment>,
     received: u64,
     sent: u64,
+    /// Of the tenure in which the session began.
+    transitions: Option<i32>,
 }
 
 impl Default for State {
@@ -168,6 +183,17 @@ impl FakePod {
         self.state().links.get(tunnel).map(|link| (link.plan.clone(), link.peer.clone()))
     }
 
+    /// How the tunnel's link stands.
+    pub fn seen(&self, tunnel: &TunnelName) -> Option<Seen> {
+        let state = self.state();
+        let link = state.links.get(tunnel)?;
+        Some(Seen {
+            session: link.peer.as_ref().map(|_| link.peer_since),
+            answered: link.handshake.is_some(),
+            whole: missing(&link.plan, &link.done).is_empty(),
+        })
+    }
+
     /// Records the call; true if it is to fail.
     fn called(&self, call: Call, tunnel: Option<&TunnelName>) -> bool {
         let mut state = self.state();
@@ -216,7 +242,16 @@ impl LinkBackend for FakePod {
         if others.any(|link| link.plan.listen_port == plan.listen_port) {
             return Err(LinkError::PortTaken { port: plan.listen_port });
         }
-        let link = FakeLink { plan: plan.clone(), peer: None, done: Vec::new(), handshake: None, received: 0, sent: 0 };
+        let link = FakeLink {
+            plan: plan.clone(),
+            peer: None,
+            peer_since: Moment::default(),
+            done: Vec::new(),
+            handshake: None,
+            received: 0,
+            sent: 0,
+            transitions: None,
+        };
         state.links.insert(plan.name.clone(), link);
         Ok(())
     }
@@ -228,6 +263,7 @@ impl LinkBackend for FakePod {
         let answered = state.hub_answers.then_some(now);
         let link = state.links.get_mut(&plan.name).ok_or_else(|| lost(&plan.name))?;
         link.peer = Some(plan.peer.clone());
+        link.peer_since = now;
         link.handshake = answered;
         link.sent += 148;
         link.received += if answered.is_some() { 92 } else { 0 };
@@ -241,6 +277,19 @@ impl LinkBackend for FakePod {
         link.peer = Some(plan.peer.clone());
         Ok(())
     }
+
+    async fn inscribe(&self, plan: &LinkPlan, transitions: i32) -> Result<(), LinkError> {
+        if let Some(link) = self.state().links.get_mut(&plan.name) {
+            link.transitions = Some(transitions);
+        }
+        Ok(())
+    }
+
+    async fn hub(&self, tunnel: &TunnelName) -> Result<Option<SocketAddr>, LinkError> {
+        Ok(self.state().links.get(tunnel).and_then(|link| link.peer.as_ref()).map(|peer| peer.endpoint))
+    }
+
+    fn adopt(&self, _: &LinkPlan) {}
 
     async fn stats(&self, tunnel: &TunnelName) -> Result<LinkStats, LinkError> {
         let now = self.clock.now();
@@ -262,9 +311,27 @@ impl HostNet for FakePod {
         Ok(self.state().nic.clone())
     }
 
-    async fn sweep(&self) -> Result<Swept, HostError> {
+    async fn found(&self) -> Result<Vec<Found>, HostError> {
+        let state = self.state();
+        let found = state.links.iter().filter(|(_, link)| link.done.contains(&Step::Up)).filter_map(|(name, link)| {
+            let plan = LinkPlan { peer: link.peer.clone()?, ..link.plan.clone() };
+            Some(Found { name: name.clone(), alias: Alias::of(&plan, Some(link.transitions?)) })
+        });
+        Ok(found.collect())
+    }
+
+    async fn discard(&self, found: &Found) -> Result<(), HostError> {
+        self.state().links.remove(&found.name);
+        Ok(())
+    }
+
+    async fn sweep(&self, but: &[Found]) -> Result<Swept, HostError> {
         self.host_call(Call::Sweep, None)?;
-        let links = std::mem::take(&mut self.state().links).len();
+        let stays = |name: &TunnelName| but.iter().any(|found| found.name == *name);
+        let (kept, swept): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.state().links).into_iter().partition(|(name, _)| stays(name));
+        self.state().links = kept;
+        let links = swept.len();
         Ok(Swept { links, rules: 2 * links, routes: links })
     }
 

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use tun_rs::AsyncDevice;
 
 use super::carrier::{self, Tun, Udp};
 use super::rtnl::Rtnl;
-use super::{Backend, LinkBackend, LinkError, LinkPlan, LinkStats, PeerPlan};
+use super::{Alias, Backend, LinkBackend, LinkError, LinkPlan, LinkStats, PeerPlan};
 use crate::secret::TunnelName;
 
 /// Longest wait for a handshake initiation to reach the kernel, and for a device to stop.
@@ -69,7 +70,7 @@ impl Userspace {
         let name = plan.name.as_str();
         let link = self.rtnl.link(name).await.map_err(failed("looking for the new link"))?;
         let index = link.ok_or_else(|| LinkError::Lost { name: name.to_owned() })?.index;
-        let alias = vec![LinkAttribute::IfAlias(plan.alias())];
+        let alias = vec![LinkAttribute::IfAlias(Alias::of(plan, None).to_string())];
         self.rtnl.change(index, alias).await.map_err(failed("marking the new link as wirevip's"))
     }
 
@@ -136,6 +137,16 @@ impl LinkBackend for Userspace {
     async fn update_peer(&self, plan: &LinkPlan) -> Result<(), LinkError> {
         self.order(&plan.name, |reply| Order::Update(plan.clone(), reply)).await
     }
+
+    async fn inscribe(&self, _: &LinkPlan, _: i32) -> Result<(), LinkError> {
+        Ok(())
+    }
+
+    async fn hub(&self, _: &TunnelName) -> Result<Option<SocketAddr>, LinkError> {
+        Ok(None)
+    }
+
+    fn adopt(&self, _: &LinkPlan) {}
 
     async fn stats(&self, tunnel: &TunnelName) -> Result<LinkStats, LinkError> {
         self.order(tunnel, Order::Stats).await

@@ -3,6 +3,7 @@
 //! One message may not exceed what a netlink attribute can hold: allowed IPs beyond [`ALLOWED_IPS_A_MESSAGE`] follow in
 //! messages of their own ([`rest`]).
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -24,6 +25,8 @@ pub(super) struct Counted {
     pub(super) sent: u64,
     /// Wall clock at the last handshake, since the epoch.
     pub(super) handshake: Option<Duration>,
+    /// Of the last peer that has one.
+    pub(super) endpoint: Option<SocketAddr>,
 }
 
 /// Asks for all of a link.
@@ -108,6 +111,7 @@ pub(super) fn count(answers: &[WireguardMessage]) -> Counted {
                     let nanoseconds = u32::try_from(time.nano_seconds).unwrap_or(0);
                     counted.handshake = Some(Duration::new(time.seconds.unsigned_abs(), nanoseconds));
                 }
+                WireguardPeerAttribute::Endpoint(endpoint) => counted.endpoint = Some(*endpoint),
                 _ => {}
             }
         }
@@ -227,6 +231,7 @@ mod tests {
             WireguardPeer(vec![
                 WireguardPeerAttribute::RxBytes(7),
                 WireguardPeerAttribute::TxBytes(9),
+                WireguardPeerAttribute::Endpoint(SocketAddr::from(([192, 0, 2, 1], 51820))),
                 WireguardPeerAttribute::LastHandshake(WireguardTimeSpec { seconds, nano_seconds: 5 }),
             ])
         };
@@ -234,9 +239,10 @@ mod tests {
             cmd: WireguardCmd::GetDevice,
             attributes: vec![WireguardAttribute::Peers(vec![peer(seconds)])],
         };
-        assert_eq!(count(&[answer(0)]), Counted { received: 7, sent: 9, handshake: None });
+        let endpoint = Some(SocketAddr::from(([192, 0, 2, 1], 51820)));
+        assert_eq!(count(&[answer(0)]), Counted { received: 7, sent: 9, handshake: None, endpoint });
         let two = count(&[answer(0), answer(100)]);
-        assert_eq!(two, Counted { received: 14, sent: 18, handshake: Some(Duration::new(100, 5)) });
+        assert_eq!(two, Counted { received: 14, sent: 18, handshake: Some(Duration::new(100, 5)), endpoint });
     }
 
     #[test]

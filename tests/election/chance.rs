@@ -81,6 +81,7 @@ impl World {
             failed: *[0.0, 0.3, 0.9].choose(&mut self.rng).unwrap(),
             lost: *[0.0, 0.1, 0.4].choose(&mut self.rng).unwrap(),
             late: *[0.0, 0.1].choose(&mut self.rng).unwrap(),
+            ..Weather::default()
         }
     }
 

@@ -123,7 +123,9 @@ fn a_holder_that_vanishes_without_releasing_counts_for_one_more_term() {
         elector.sight(NOW, wall(), lease(&rec("bing", 10)));
         let mut server = Server { get: now_there.as_ref().map(lease), ..Server::default() };
         assert_eq!(server.attempt(&mut elector, seen), Outcome::Held, "{now_there:?}");
-        assert_eq!(elector.due(), free, "{now_there:?}");
+        // A Lease that is not there at all may be made again by its leader meanwhile.
+        let looks = if now_there.is_none() { seen + elector.params().retry } else { free };
+        assert_eq!(elector.due(), looks, "{now_there:?}");
         assert_eq!(server.attempt(&mut elector, free - ms(1)), Outcome::Held, "{now_there:?}");
         assert_eq!(server.attempt(&mut elector, free), Outcome::Won, "{now_there:?}");
     }
@@ -379,4 +381,15 @@ fn a_takeover_is_measured_by_phase() {
     server.get = Some(lease(&record));
     assert_eq!(server.attempt(&mut elector, found + SECOND), Outcome::Won);
     assert_eq!(elector.takeover(), Some(takeover), "a renewal is no takeover");
+}
+
+#[test]
+fn who_waits_for_a_deleted_lease_keeps_looking_since_its_holder_may_make_it_again() {
+    let mut elector = baz();
+    elector.sight(NOW, wall(), lease(&rec("bing", 10)));
+    let mut server = Server::default();
+    let gone = NOW + SECOND;
+    assert_eq!(server.attempt(&mut elector, gone), Outcome::Held, "bing may speak on for a term");
+    let retry = elector.params().retry;
+    assert_eq!(elector.due(), gone + retry, "with a dead watch nothing but a look tells that it is back");
 }

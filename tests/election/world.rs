@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -39,6 +40,10 @@ impl Clock for Skewed {
 
     fn wall(&self) -> Timestamp {
         self.base.wall() + SignedDuration::from_secs(self.wall_off)
+    }
+
+    fn sleep(&self, span: Duration) -> BoxFuture<'static, ()> {
+        self.base.sleep(span.div_f64(self.rate))
     }
 }
 

@@ -32,13 +32,13 @@ mod long {
     }
 }
 
-fn steady(world: &World) -> Result<(Probe, u8)> {
+pub(crate) fn steady(world: &World) -> Result<(Probe, u8)> {
     let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::UdpFlow)?;
     probe.steady_since(now(), 100, SOON)?;
     Ok((probe, world.wait_leader(0, None, SOON)?))
 }
 
-fn becomes(world: &World, node: u8, state: &str, within: Duration) -> Result<Instant> {
+pub(crate) fn becomes(world: &World, node: u8, state: &str, within: Duration) -> Result<Instant> {
     let sidecar = world.sidecar(node)?;
     until(&format!("{} to be {state}", sidecar.pod), within, || {
         Ok((sidecar.status()?["tunnels"][0]["state"] == state).then(now))
@@ -46,12 +46,12 @@ fn becomes(world: &World, node: u8, state: &str, within: Duration) -> Result<Ins
 }
 
 /// Waits for what only time brings.
-fn pass(until_then: Instant) {
+pub(crate) fn pass(until_then: Instant) {
     thread::sleep(until_then.saturating_duration_since(now()));
 }
 
 /// Nothing but answers and what is defused came from the node.
-fn expect_no_word_of_its_own(world: &World, node: u8, from: Instant, to: Instant) -> Result<()> {
+pub(crate) fn expect_no_word_of_its_own(world: &World, node: u8, from: Instant, to: Instant) -> Result<()> {
     let heard = world.hubs[0].heard();
     let words: Vec<_> = heard
         .iter()

@@ -1,7 +1,10 @@
 //! `lab bench`: distributions of what a client loses, and what a pod costs when nothing happens.
 
 mod churn;
+mod cutoff;
+mod handover;
 mod idle;
+mod outage;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,6 +27,12 @@ const WITHIN: Duration = Duration::from_secs(30);
 pub enum Part {
     /// What a client loses when the leader goes.
     Takeovers,
+    /// What a hand-over costs beyond a round trip, near the hub and far from it (100 runs unless told otherwise).
+    Handover,
+    /// A leader that sends at full rate is cut off from the API server alone.
+    Cutoff,
+    /// The whole API server is away.
+    Outage,
     /// A container's start.
     Starts,
     /// A pod while nothing happens.
@@ -32,33 +41,54 @@ pub enum Part {
     Churn,
 }
 
+/// How often and how long.
+#[derive(Clone, Copy)]
+pub struct Extent {
+    /// Runs of each kind; `None`: what the part is meant for.
+    pub runs: Option<u32>,
+    /// How long the API server is away.
+    pub outage: Duration,
+}
+
+impl Extent {
+    fn runs(self) -> u32 {
+        self.runs.unwrap_or(30)
+    }
+}
+
 /// Measures everything, or one part, and prints it.
-pub fn run(spec: WorldSpec, only: Option<Part>, runs: u32) -> Result<()> {
+pub fn run(spec: &WorldSpec, only: Option<Part>, extent: Extent) -> Result<()> {
     let wanted = |part| only.is_none_or(|only| only == part);
     let screen = Screen::default();
     let size = std::fs::metadata(&spec.bin).context("cannot read the program")?.len();
-    screen.tell(&format!("program: {:.1} MB", size as f64 / 1e6));
-    if only != Some(Part::Churn) {
-        let mut world = World::start(spec.clone())?;
-        screen.tell(&format!("hub: {}; {} runs each; times in ms\n", world.hubs[0].kind, runs));
-        let mut measured = Ok(());
-        if wanted(Part::Takeovers) {
-            measured = measured.and_then(|()| takeovers(&mut world, runs, &screen));
+    screen.tell(&format!("program: {:.1} MB; times in ms\n", size as f64 / 1e6));
+    for (part, measure) in PARTS {
+        if wanted(part) {
+            measure(spec, extent, &screen)?;
         }
-        if wanted(Part::Starts) {
-            measured = measured.and_then(|()| starts(&mut world, runs, &screen));
-        }
-        if wanted(Part::Idle) {
-            measured = measured.and_then(|()| idle::measure(&world, &screen));
-        }
-        let logs = world.logs();
-        world.finish()?;
-        measured.context(logs)?;
-    }
-    if wanted(Part::Churn) {
-        churn::measure(spec, &screen)?;
     }
     Ok(())
+}
+
+type Measure = fn(&WorldSpec, Extent, &Screen) -> Result<()>;
+
+const PARTS: [(Part, Measure); 7] = [
+    (Part::Takeovers, |spec, extent, screen| within(spec.clone(), |world| takeovers(world, extent.runs(), screen))),
+    (Part::Handover, handover::measure),
+    (Part::Cutoff, |spec, extent, screen| within(spec.clone(), |world| cutoff::measure(world, extent.runs(), screen))),
+    (Part::Outage, |spec, extent, screen| outage::measure(spec, extent.outage, screen)),
+    (Part::Starts, |spec, extent, screen| within(spec.clone(), |world| starts(world, extent.runs(), screen))),
+    (Part::Idle, |spec, _, screen| within(spec.clone(), |world| idle::measure(world, screen))),
+    (Part::Churn, |spec, _, screen| churn::measure(spec.clone(), screen)),
+];
+
+/// Measures in a world of its own.
+fn within(spec: WorldSpec, measure: impl FnOnce(&mut World) -> Result<()>) -> Result<()> {
+    let mut world = World::start(spec)?;
+    let measured = measure(&mut world);
+    let logs = world.logs();
+    world.finish()?;
+    measured.context(logs)
 }
 
 /// One line of a table of distributions.

@@ -263,7 +263,7 @@ impl World {
         match fault {
             Fault::NatForgets => {
                 self.topology.remap(true)?;
-                return Ok(Box::new(|world| world.topology.remap(false)));
+                Ok(Box::new(|world| world.topology.remap(false)))
             }
             Fault::Loss(percent) => {
                 let lost = format!("numgen random mod 100 < {percent} drop");

@@ -191,23 +191,30 @@ fn a_fence_that_will_not_fall_to_hold_is_closed() {
 
 /// What a successor sends from its first handshake on: when, and what.
 fn sent(clean: bool) -> Vec<(u128, &'static str)> {
+    sent_at(clean, Duration::from_millis(10))
+}
+
+/// The same where the hub answers the last handshake after a round trip.
+fn sent_at(clean: bool, round_trip: Duration) -> Vec<(u128, &'static str)> {
     let mut controller = standby().holding("we");
     controller.handle(tenure(0, 60_000, 2, clean), at(0));
-    let (mut now, mut sent, mut set_at) = (at(0), vec![], at(0));
+    let (mut now, mut sent, mut asked) = (at(0), vec![], at(0));
+    let mut served = None;
     while now < at(3000) {
         match controller.next(now) {
             Next::Do(step) => {
-                if let Step::SetPeer(_) | Step::Probe(_) = step {
+                if let Step::SetPeer(_) | Step::Kick(_) | Step::Probe(_) = step {
                     sent.push((now.since_boot().as_millis(), step.names().0));
                 }
-                if let Step::SetPeer(_) = step {
-                    set_at = now;
+                if let Step::SetPeer(_) | Step::Kick(_) = step {
+                    asked = now;
                 }
-                // The hub answers after 10 ms.
-                let stats = outcome(&step, now.since(set_at) >= Duration::from_millis(10));
+                let stats = outcome(&step, now.since(asked) >= round_trip);
                 controller.done(&step, stats, now);
-                let serving = now >= at(10);
-                assert!(!serving || controller.serves(now), "seen to serve all along, also at {now:?}");
+                if controller.serves(now) {
+                    served.get_or_insert(now);
+                }
+                assert!(served.is_none() || controller.serves(now), "seen to serve all along, also at {now:?}");
             }
             Next::WaitUntil(then) => now = then,
             Next::Finished => panic!("not asked to stop"),
@@ -227,6 +234,17 @@ fn a_successor_to_a_lease_that_was_not_given_back_wins_the_hub_from_whoever_had_
     assert!(spoken.windows(2).all(|pair| pair[1] - pair[0] <= 60), "{spoken:?}");
     let rest = insisting.iter().filter(|(at, _)| *at > handshakes[1] + 1600).count();
     assert!(rest <= 1, "it goes back to a probe every 2 s: {insisting:?}");
+}
+
+#[test]
+fn the_second_handshake_is_given_the_time_that_the_first_took() {
+    for round_trip in [100, 280, 500] {
+        let sent = sent_at(false, Duration::from_millis(round_trip));
+        let second = sent.iter().rposition(|(_, step)| *step == "set-peer").unwrap();
+        assert!(second > 0 && sent[..second].iter().any(|(_, step)| *step == "probe"), "{sent:?}");
+        let kicks = sent[second..].iter().filter(|(_, step)| *step == "kick").count();
+        assert_eq!(kicks, 0, "at a round trip of {round_trip} ms: {sent:?}");
+    }
 }
 
 #[test]

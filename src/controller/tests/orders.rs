@@ -184,7 +184,7 @@ proptest! {
         // I3: whatever state it was stopped in, it ends with nothing there.
         controller.handle(Event::Stop(Ending::Removal), now);
         let mut left = BTreeSet::new();
-        for _ in 0..90 {
+        for _ in 0..900 {
             match controller.next(now) {
                 Next::Do(step) => {
                     there.check(&step, now, None);

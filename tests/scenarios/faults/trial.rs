@@ -87,10 +87,10 @@ impl Trials {
         let end = heal_all(world, lasting, second.is_none() && first.is_harmless(*hold))?;
         let back = served(world, end)?;
         let gap = probe.gap_since(began).length();
-        eprintln!("survived: {name}; served again {back:.1?} after its end, gap {gap:.1?} since its beginning");
         drop(probe);
         world.judge()?;
         self.clear_away(world)?;
+        eprintln!("survived: {name}; served again {back:.1?} after its end, gap {gap:.1?} since its beginning");
         world.start_sidecars()?;
         world.wait_serving(LATER)
     }

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::super::screen::Screen;
 use super::idle::{memory, processor};
-use super::{WITHIN, line};
+use super::{WITHIN, line, within};
 
 const SERVICES: u16 = 1000;
 const RUNS: usize = 30;
@@ -25,11 +25,7 @@ const EVERY: Duration = Duration::from_millis(10);
 
 /// Makes the Services, then moves one of them to and fro.
 pub fn measure(spec: WorldSpec, screen: &Screen) -> Result<()> {
-    let world = World::start(spec.nodes(1))?;
-    let done = play(&world, screen);
-    let logs = world.logs();
-    world.finish()?;
-    done.context(logs)
+    within(spec.nodes(1), |world| play(world, screen))
 }
 
 fn play(world: &World, screen: &Screen) -> Result<()> {
