@@ -59,7 +59,7 @@ fn a_pod_with_nothing_to_do_leaves_the_processor_alone(api: Kind) -> Result<()> 
         for (sidecar, before) in world.sidecars.iter().zip(before) {
             let share = (used(sidecar)? - before).as_secs_f64() / began.elapsed().as_secs_f64();
             // A debug build; the release takes far less (`make bench`).
-            assert!(share < 0.2, "{} took {:.0} % of a core", sidecar.pod, share * 100.0);
+            assert!(share < 0.1, "{} took {:.0} % of a core", sidecar.pod, share * 100.0);
         }
         Ok(())
     })
