@@ -3,7 +3,6 @@
 #
 # A test that needs more than an ordinary user's machine is marked `#[ignore = "needs …"]`. First the others run;
 # from that run's output come the ignored ones with their reasons. Those whose needs are met here run second.
-# Those that lack nothing but WireGuard in the kernel run third, in a virtual machine (vm.sh), where one can be had.
 # A reason that `met` below does not know is a failure: a test must not be left out unnoticed.
 # Last line: `N passed, N failed, N skipped`. Exit 1 when anything failed.
 . "$(dirname "$0")/lib.sh"
@@ -19,7 +18,7 @@ met() {
         { echo "no kube-apiserver and etcd here: make assets builds them where Go 1.26 is"; return 1; } ;;
     WireGuard)
       namespaces unshare --net ip link add wgprobe type wireguard 2>/dev/null ||
-        { echo "this kernel has no WireGuard, or lets us make no link"; return 1; } ;;
+        { echo "this kernel has no WireGuard, or lets us make no link; \`make vm\` has one that does"; return 1; } ;;
     helm) have helm || { echo "no helm here: make assets builds it where Go 1.26 is"; return 1; } ;;
     elector)
       { [ -x "${KUBEBUILDER_ASSETS:-/nonexistent}/elector" ] || [ -x target/kube/elector ] || have elector; } ||
@@ -32,12 +31,6 @@ met() {
 
 # The words of a reason that name a need, in the order in which they are asked for.
 needs_of() { grep -oE '\b(root|kube-apiserver|WireGuard|helm|elector|kubectl|Go)\b' <<<"$1" || true; }
-
-# machine: exit 0 when a virtual machine can be had within minutes.
-machine() {
-  [ -n "${machine:-}" ] || { timeout 300 lab/setup/vm-kernel.sh </dev/null >/dev/null && machine=yes || machine=no; }
-  [ "$machine" = yes ]
-}
 
 log=$(mktemp)
 trap 'rm -f "$log" "$log".*' EXIT
@@ -54,22 +47,17 @@ seen=$(sed -nE '/^test .* \.\.\. ignored/p' "$log.1" | wc -l)
 [ "$told" = "$seen" ] || { note "cargo counts $told ignored tests, their lines are $seen: some output was garbled"; status=1; }
 
 skip=()
-virtual=()
 : >"$log.left"
 runnable=0
 while IFS=$'\t' read -r name reason; do
   why=
-  need=
   needs=$(needs_of "$reason")
   if [ -z "$needs" ]; then
     why="the reason '$reason' names no need that lab/setup/test.sh knows"
     status=1
   fi
   for need in $needs; do why=$(met "$need") || break; done
-  if [ -n "$why" ] && [ "$need" = WireGuard ] && machine; then
-    skip+=(--skip "$name")
-    virtual+=("$name")
-  elif [ -n "$why" ]; then
+  if [ -n "$why" ]; then
     skip+=(--skip "$name")
     printf '   not run: %s (%s): %s\n' "$name" "${reason:-no reason given}" "$why" >>"$log.left"
   else
@@ -88,13 +76,7 @@ if [ $runnable -gt 0 ]; then
   timed "tests that need more" demanding "$@" || status=1
 fi
 
-: >"$log.3"
-if [ ${#virtual[@]} -gt 0 ]; then
-  elsewhere() { lab/setup/vm.sh "${virtual[@]}" 2>&1 | tee "$log.3"; }
-  timed "tests in a virtual machine with WireGuard" elsewhere || status=1
-fi
-
-count() { cat "$log".[123] | sed -nE "s/^test result: .* ([0-9]+) $1[;.].*/\1/p" | awk '{n += $1} END {print n + 0}'; }
+count() { cat "$log.1" "$log.2" | sed -nE "s/^test result: .* ([0-9]+) $1[;.].*/\1/p" | awk '{n += $1} END {print n + 0}'; }
 failed=$(count failed)
 passed=$(count passed)
 left=$(wc -l <"$log.left")
@@ -104,6 +86,6 @@ left=$(wc -l <"$log.left")
 say "result"
 printf '   %s\n' "${timings[@]}" >&2
 cat "$log.left" >&2
-sed -nE 's/^test (.*) \.\.\. FAILED$/   failed: \1/p' "$log".[123] >&2
+sed -nE 's/^test (.*) \.\.\. FAILED$/   failed: \1/p' "$log.1" "$log.2" >&2
 echo "$passed passed, $failed failed, $left skipped"
 exit $status
