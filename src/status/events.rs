@@ -298,7 +298,8 @@ async fn write(store: impl EventStore, reporter: Reporter, events: Events) {
                     // An absent server is waited for; one that says no is not asked for ever, others are waiting.
                     let allowed = match error.code() {
                         None => u32::MAX,
-                        Some(429 | 500..) => 5,
+                        // An API server that has just started knows no rights yet, and refuses everything for a moment.
+                        Some(401 | 403 | 429 | 500..) => 5,
                         Some(_) => 0,
                     };
                     if refusals >= allowed {

@@ -10,7 +10,7 @@ use lab::sidecar::NAMESPACE;
 use lab::{World, objects, play};
 use serde_json::Value;
 
-use crate::{LATER, LEASE, SOON, spec};
+use crate::{LATER, LEASE, SOON, spec, strict};
 
 crate::scenarios!(
     a_tunnel_that_goes_up_and_down_is_told_on_its_pod,
@@ -79,14 +79,17 @@ fn faults_are_told_on_the_secret_and_on_the_service(api: Kind) -> Result<()> {
 }
 
 fn a_tenure_that_was_not_renewed_is_told(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
-        let leader = world.wait_leader(0, None, SOON)?;
-        let sidecar = world.sidecar(leader)?;
-        sidecar.freeze()?;
-        world.wait_leader(0, Some(leader), LEASE + LATER)?;
-        sidecar.thaw()?;
-        told(world, &format!("FenceClosed Pod/{}", sidecar.pod))
-    })
+    for (spec, reason) in [(spec(api), "Holding"), (strict(api), "FenceClosed")] {
+        play(spec, |world| {
+            let leader = world.wait_leader(0, None, SOON)?;
+            let sidecar = world.sidecar(leader)?;
+            sidecar.freeze()?;
+            world.wait_leader(0, Some(leader), LEASE + LATER)?;
+            sidecar.thaw()?;
+            told(world, &format!("{reason} Pod/{}", sidecar.pod))
+        })?;
+    }
+    Ok(())
 }
 
 fn a_clock_that_differs_is_measured_and_told(api: Kind) -> Result<()> {

@@ -139,13 +139,22 @@ async fn what_happened_while_the_api_was_away_is_told_when_it_is_back() {
 async fn an_event_that_the_api_refuses_holds_no_other_up() {
     for code in [403, 404, 422, 500] {
         let fake = Fake::default();
-        fake.0.lock().unwrap().answers = VecDeque::from(vec![Some(code); if code == 500 { 6 } else { 1 }]);
+        fake.0.lock().unwrap().answers = VecDeque::from(vec![Some(code); if [403, 500].contains(&code) { 6 } else { 1 }]);
         let events = fake.start();
         events.tell(Regarding::Pod, Reason::TunnelUp, "refused");
         events.tell(Regarding::Pod, Reason::TunnelUp, "taken");
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert_eq!(fake.written(), ["taken"], "{code}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_an_api_server_without_its_rights_refused_is_told_when_it_has_them() {
+    let fake = Fake::default();
+    fake.0.lock().unwrap().answers = VecDeque::from(vec![Some(403); 3]);
+    fake.start().tell(Regarding::Pod, Reason::Holding, "held");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(fake.written(), ["held"]);
 }
 
 #[tokio::test(start_paused = true)]
