@@ -108,6 +108,8 @@ impl Publisher {
 struct Tried {
     version: String,
     ingress: Vec<Ingress>,
+    /// Whose entries it changed.
+    asking: BTreeSet<TunnelName>,
     /// The object has changed since: the watch will tell, and this version is not to be patched any more.
     moved_on: bool,
     /// The API took it.
@@ -129,7 +131,14 @@ async fn write(
         let mut failed = false;
         tried.retain(|name, _| known.services().binary_search_by(|service| service.name.cmp(name)).is_ok());
         for service in known.services() {
-            let Some((ingress, asking)) = publications.merge(service) else { continue };
+            let Some((ingress, asking)) = publications.merge(service) else {
+                // Right by what is known; but what is known may be older than what we have written ourselves.
+                let stale = |before: &&Tried| before.moved_on && before.version == service.resource_version;
+                if let Some(before) = tried.get(&service.name).filter(stale).filter(|b| b.ingress != service.ingress) {
+                    unwritten.extend(before.asking.clone());
+                }
+                continue;
+            };
             if let Some(before) = tried.get(&service.name).filter(|before| before.version == service.resource_version) {
                 let same = before.ingress == ingress;
                 if before.moved_on || same {
@@ -154,18 +163,20 @@ async fn write(
                     backoff.reset();
                     tracing::info!(service = %service.name, entries = ingress.len(), "Service status written");
                     let moved_on = new != version;
-                    tried.insert(service.name.clone(), Tried { version, ingress, moved_on, written: true });
+                    tried.insert(service.name.clone(), Tried { version, ingress, asking, moved_on, written: true });
                 }
                 // Changed or deleted meanwhile: the watch brings what it is now.
                 Err(error) if matches!(error.code(), Some(404 | 409)) => {
-                    tried.insert(service.name.clone(), Tried { version, ingress, moved_on: true, written: false });
-                    unwritten.extend(asking);
+                    unwritten.extend(asking.clone());
+                    let failed = Tried { version, ingress, asking, moved_on: true, written: false };
+                    tried.insert(service.name.clone(), failed);
                 }
                 // The API will not take this from us; only another object or result is worth another try.
                 Err(error) if error.code() == Some(422) => {
                     tracing::warn!(service = %service.name, error = %crate::api::chain(&error), "Service status refused");
-                    tried.insert(service.name.clone(), Tried { version, ingress, moved_on: false, written: false });
-                    unwritten.extend(asking);
+                    unwritten.extend(asking.clone());
+                    let refused = Tried { version, ingress, asking, moved_on: false, written: false };
+                    tried.insert(service.name.clone(), refused);
                 }
                 Err(error) => {
                     tracing::debug!(service = %service.name, error = %crate::api::chain(&error), "Service status not written");

@@ -139,7 +139,8 @@ async fn what_happened_while_the_api_was_away_is_told_when_it_is_back() {
 async fn an_event_that_the_api_refuses_holds_no_other_up() {
     for code in [403, 404, 422, 500] {
         let fake = Fake::default();
-        fake.0.lock().unwrap().answers = VecDeque::from(vec![Some(code); if [403, 500].contains(&code) { 6 } else { 1 }]);
+        fake.0.lock().unwrap().answers =
+            VecDeque::from(vec![Some(code); if [403, 500].contains(&code) { 6 } else { 1 }]);
         let events = fake.start();
         events.tell(Regarding::Pod, Reason::TunnelUp, "refused");
         events.tell(Regarding::Pod, Reason::TunnelUp, "taken");

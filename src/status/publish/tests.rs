@@ -184,3 +184,17 @@ async fn nothing_is_settled_before_the_services_are_known() {
     fake.watch();
     publisher.settled(&wg0()).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_settled_while_what_was_written_has_not_been_seen() {
+    let fake = Fake::new();
+    let publisher = fake.publisher();
+    publisher.set(&wg0(), publication(Role::Serving, true));
+    publisher.settled(&wg0()).await;
+    // The watch lags behind: by what it showed last there is no entry to remove.
+    publisher.set(&wg0(), publication(Role::Serving, false));
+    assert!(tokio::time::timeout(Duration::from_secs(1), publisher.settled(&wg0())).await.is_err());
+    fake.watch();
+    publisher.settled(&wg0()).await;
+    assert_eq!(fake.addresses(), [""; 0]);
+}
