@@ -308,7 +308,7 @@ async fn write(store: impl EventStore, reporter: Reporter, events: Events) {
                         tracing::debug!(reason = told.reason.name(), error, "Event not taken");
                         break;
                     }
-                    refusals += 1;
+                    refusals += u32::from(error.code().is_some());
                     tokio::time::sleep(backoff.wait()).await;
                 }
             }
