@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Moment;
-use crate::election::{Leadership, Tenure};
+use crate::election::{Before, Leadership, Tenure};
 use crate::secret::Tunnel;
 use crate::services::Forwards;
 use crate::tunnel::{LinkPlan, LinkStats, Nic, PeerPlan, Slot, derived_mtu};
@@ -254,8 +254,10 @@ impl Controller {
         self.hold_refused = false;
         // With a session of this very tenure there is nobody to win the hub from.
         let resumed = self.actual.peer.as_ref().is_some_and(|there| there.transitions == tenure.transitions);
-        if !tenure.clean && !resumed {
-            self.pulse.insist();
+        match tenure.before {
+            Before::GaveBack if !resumed => self.pulse.insist(true),
+            Before::Other if !resumed => self.pulse.insist(false),
+            _ => {}
         }
         if let Some(failing) = &mut self.failing {
             (failing.since, failing.wait) = (now, RETRY.0);

@@ -48,6 +48,17 @@ pub enum Leadership {
     Leading(Tenure),
 }
 
+/// Who held a Lease before a tenure: who may still be heard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Before {
+    /// Nobody, or this process.
+    Nobody,
+    /// One that gave it back: it speaks no more unasked, and is silent within seconds.
+    GaveBack,
+    /// One that did not: it may hold on for long.
+    Other,
+}
+
 /// The time during which this pod may speak on a tunnel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tenure {
@@ -57,8 +68,8 @@ pub struct Tenure {
     pub until: Moment,
     /// `leaseTransitions` that we wrote.
     pub transitions: i32,
-    /// The Lease was given back by the one before, was our own, or there was none: nobody else speaks unasked.
-    pub clean: bool,
+    /// Who held the Lease before.
+    pub before: Before,
 }
 
 /// The times of an election. Refused unless `retry + renew_deadline + margin < lease`, and by rules C1-C3, S7.

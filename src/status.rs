@@ -240,7 +240,12 @@ mod tests {
 
     pub(super) fn leading(until: u64, handshake: Option<u64>) -> Snapshot {
         Snapshot {
-            leadership: Leadership::Leading(Tenure { since: at(1), until: at(until), transitions: 1, clean: true }),
+            leadership: Leadership::Leading(Tenure {
+                since: at(1),
+                until: at(until),
+                transitions: 1,
+                before: crate::election::Before::Nobody,
+            }),
             state: if handshake.is_some() { State::Leading } else { State::Rising },
             serves: handshake.is_some(),
             handshake: handshake.map(at),

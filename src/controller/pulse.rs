@@ -157,8 +157,9 @@ impl Pulse {
     }
 
     /// A predecessor may still be heard: the hub is to be won from it, from the next handshake on.
-    pub(super) fn insist(&mut self) {
-        self.insistence = Insistence::Next { round: 0 };
+    /// From one that gave its Lease back (`clean`) it takes no second handshake: that one is silent within seconds.
+    pub(super) fn insist(&mut self, clean: bool) {
+        self.insistence = Insistence::Next { round: usize::from(clean) };
     }
 
     /// The pod leads on with a session that it held: is the hub still there?

@@ -32,7 +32,7 @@ fn nic() -> Nic {
 }
 
 fn leading(until: Moment) -> Event {
-    Event::Leadership(Leadership::Leading(Tenure { since: at(0), until, transitions: 1, clean: true }))
+    Event::Leadership(Leadership::Leading(Tenure { since: at(0), until, transitions: 1, before: Before::Nobody }))
 }
 
 fn following() -> Event {
@@ -288,7 +288,7 @@ fn who_gave_way_raises_nothing_until_its_next_tenure_and_then_tries_before_it_gi
             since: at(since),
             until: at(until),
             transitions: 1,
-            clean: true,
+            before: Before::Nobody,
         }))
     };
     controller.handle(tenure(0, 60_000), at(0));

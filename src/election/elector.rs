@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 
 use super::view::View;
-use super::{Params, ParamsError, Record, StoreError, Tenure};
+use super::{Before, Params, ParamsError, Record, StoreError, Tenure};
 use crate::clock::Moment;
 
 /// So far behind the holder's, a wall clock counts as wrong.
@@ -78,7 +78,7 @@ enum Step {
         sent: Moment,
         silent_since: Moment,
         fast: bool,
-        clean: bool,
+        before: Before,
     },
     ReleaseGetting,
     ReleaseWriting,
@@ -249,16 +249,16 @@ impl Elector {
                     ..fresh
                 });
                 // Who may still speak was named in a Lease that we saw.
-                let clean = !self.view.guarded();
-                self.step = Step::Writing { started, sent: now, silent_since: started, fast: false, clean };
+                let before = if self.view.guarded() { Before::Other } else { Before::Nobody };
+                self.step = Step::Writing { started, sent: now, silent_since: started, fast: false, before };
                 Verdict::Continue(Request::Create(record))
             }
             (Step::Getting { .. }, Err(_)) => {
                 self.view.blind();
                 Verdict::Done(Outcome::Failed)
             }
-            (Step::Writing { started, sent, silent_since, clean, .. }, Ok(lease)) => {
-                Verdict::Done(self.written(now, (started, sent, silent_since), clean, lease))
+            (Step::Writing { started, sent, silent_since, before, .. }, Ok(lease)) => {
+                Verdict::Done(self.written(now, (started, sent, silent_since), before, lease))
             }
             (Step::Writing { fast: true, started, .. }, Err(error)) => {
                 self.uncertain |= outcome_unknown(error);
@@ -336,9 +336,13 @@ impl Elector {
         };
         // Ours without our having led by it: a write whose answer was lost, and so a takeover like any other.
         let led = self.view.ours().is_some() && self.led == Some(o.record.transitions);
-        let clean = o.record.is_release() || led;
+        let before = match (led, o.record.is_release()) {
+            (true, _) => Before::Nobody,
+            (false, true) => Before::GaveBack,
+            (false, false) => Before::Other,
+        };
         let request = Request::Replace(Box::new(o.lease.clone()), record);
-        self.step = Step::Writing { started, sent: now, silent_since: o.seen.min(started), fast, clean };
+        self.step = Step::Writing { started, sent: now, silent_since: o.seen.min(started), fast, before };
         request
     }
 
@@ -347,7 +351,7 @@ impl Elector {
         &mut self,
         now: Moment,
         (started, sent, silent_since): (Moment, Moment, Moment),
-        clean: bool,
+        before: Before,
         lease: Lease,
     ) -> Outcome {
         let held = self.tenure;
@@ -366,9 +370,9 @@ impl Elector {
         if held.is_none() {
             self.takeover = Some(Takeover { silent_since, detected: started, written: now });
         }
-        let (since, clean) = held.map_or((now, clean), |held| (held.since, held.clean));
+        let (since, before) = held.map_or((now, before), |held| (held.since, held.before));
         self.led = Some(transitions);
-        self.tenure = Some(Tenure { since, until, transitions, clean });
+        self.tenure = Some(Tenure { since, until, transitions, before });
         Outcome::Won
     }
 

@@ -18,7 +18,7 @@ fn heir() -> Controller {
 
 fn tenure(transitions: i32) -> Event {
     let (since, until) = (at(100_500), at(105_000));
-    Event::Leadership(Leadership::Leading(Tenure { since, until, transitions, clean: false }))
+    Event::Leadership(Leadership::Leading(Tenure { since, until, transitions, before: Before::Other }))
 }
 
 fn named(holder: &str) -> Event {

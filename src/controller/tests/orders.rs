@@ -140,7 +140,7 @@ proptest! {
                     transitions += i32::from(anew);
                     // No two tenures begin at one moment.
                     let since = lasts.map_or(now + Duration::from_nanos(transitions as u64), |tenure| tenure.since);
-                    let next = Tenure { since, until, transitions, clean: millis % 2 == 0 };
+                    let next = Tenure { since, until, transitions, before: if millis % 2 == 0 { Before::GaveBack } else { Before::Other } };
                     tenure = Some(next);
                     controller.handle(Event::Leadership(Leadership::Leading(next)), now);
                 }

@@ -129,7 +129,8 @@ fn gives_way(began: Moment, answers_until: Moment) -> Option<Moment> {
     let mut controller = standby();
     let mut now = began;
     while now < began + Duration::from_secs(120) {
-        let tenure = Tenure { since: began, until: now + Duration::from_secs(5), transitions: 1, clean: true };
+        let tenure =
+            Tenure { since: began, until: now + Duration::from_secs(5), transitions: 1, before: Before::Nobody };
         controller.handle(Event::Leadership(Leadership::Leading(tenure)), now);
         match controller.next(now) {
             Next::Do(Step::StepDown) => return Some(now),
