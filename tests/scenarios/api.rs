@@ -7,12 +7,11 @@ use lab::api::faults::{Fault, Target};
 use lab::api::{Kind, Resource};
 use lab::client::Proto;
 use lab::clock::{now, until};
-use lab::probe::{Probe, ProbeKind};
 use lab::sidecar::NAMESPACE;
 use lab::{World, play, play_unstarted};
 use serde_json::{Value, json};
 
-use crate::{LATER, LEASE, SOON, expect_silence, spec, strict};
+use crate::{LATER, LEASE, SOON, expect_silence, spec, steady, strict};
 
 crate::scenarios!(
     a_deleted_lease_is_made_again_by_its_leader_without_a_lost_packet,
@@ -63,12 +62,6 @@ mod faults {
 /// The Lease as it is now, to be written back changed.
 fn lease(world: &World) -> Result<Value> {
     Ok(world.kube.get(Resource::Lease, NAMESPACE, &world.spec.tunnels[0].lease())?)
-}
-
-fn steady(world: &World) -> Result<(Probe, u8)> {
-    let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::UdpFlow)?;
-    probe.steady_since(now(), 100, SOON)?;
-    Ok((probe, world.wait_leader(0, None, SOON)?))
 }
 
 fn a_deleted_lease_is_made_again_by_its_leader_without_a_lost_packet(api: Kind) -> Result<()> {

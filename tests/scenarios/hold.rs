@@ -9,12 +9,11 @@ use lab::client::Proto;
 use lab::clock::{now, until};
 use lab::download::Download;
 use lab::node::Cut;
-use lab::probe::{Probe, ProbeKind};
 use lab::recorder::Message;
 use lab::takeover::Takeover;
 use lab::{World, play};
 
-use crate::{LATER, LEASE, SOON, spec, stands_by};
+use crate::{LATER, LEASE, SOON, spec, stands_by, steady};
 
 crate::scenarios!(
     while_the_api_is_away_a_client_loses_nothing,
@@ -30,12 +29,6 @@ mod long {
     fn in_hold_a_request_is_answered_though_the_nat_forgets() -> anyhow::Result<()> {
         super::in_hold_a_request_is_answered_though_the_nat_forgets(lab::api::Kind::Embedded)
     }
-}
-
-pub(crate) fn steady(world: &World) -> Result<(Probe, u8)> {
-    let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::UdpFlow)?;
-    probe.steady_since(now(), 100, SOON)?;
-    Ok((probe, world.wait_leader(0, None, SOON)?))
 }
 
 pub(crate) fn becomes(world: &World, node: u8, state: &str, within: Duration) -> Result<Instant> {

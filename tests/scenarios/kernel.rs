@@ -11,8 +11,8 @@ use lab::recorder::{Heard, Message};
 use lab::takeover::{Takeover, milliseconds};
 use lab::{World, WorldSpec, gaps, play};
 
-use crate::hold::{becomes, expect_no_word_of_its_own, pass, steady};
-use crate::{LATER, LEASE, expect_silence, stands_by};
+use crate::hold::{becomes, expect_no_word_of_its_own, pass};
+use crate::{LATER, LEASE, expect_silence, stands_by, steady};
 
 /// A world whose pods and hub use the kernel's WireGuard.
 fn spec(nodes: u8, args: &[&str]) -> WorldSpec {

@@ -34,7 +34,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lab::api::Kind;
-use lab::clock::until;
+use lab::clock::{now, until};
+use lab::probe::{Probe, ProbeKind};
 use lab::{World, WorldSpec};
 
 /// Lease duration of all worlds here (the default).
@@ -92,6 +93,13 @@ fn expect_silence(world: &World, index: usize, node: u8, since: Instant) -> Resu
     let late: Vec<_> = heard.iter().filter(|h| h.at > since && h.node() == Some(node)).collect();
     assert!(late.is_empty(), "node {node} spoke {:?} after it had to be silent: {late:?}", late[0].at - since);
     Ok(())
+}
+
+/// A steady UDP flow to `default/web`, and who leads.
+fn steady(world: &World) -> Result<(Probe, u8)> {
+    let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::UdpFlow)?;
+    probe.steady_since(now(), 100, SOON)?;
+    Ok((probe, world.wait_leader(0, None, SOON)?))
 }
 
 /// From the successor's first packet on the hub of tunnel `index` hears it alone (I1).

@@ -8,11 +8,10 @@ use lab::api::{Kind, Resource};
 use lab::client::Proto;
 use lab::clock::{now, until};
 use lab::objects;
-use lab::probe::{Probe, ProbeKind};
+use lab::play;
 use lab::sidecar::Sidecar;
-use lab::{World, play};
 
-use crate::{LATER, LEASE, SOON, spec};
+use crate::{LATER, LEASE, SOON, spec, steady};
 
 crate::scenarios!(
     a_pod_with_nothing_to_do_leaves_the_processor_alone,
@@ -31,12 +30,6 @@ mod faults {
     fn a_standby_knew_the_backends_before_it_leads() -> Result<()> {
         super::a_standby_knew_the_backends_before_it_leads(Kind::Embedded)
     }
-}
-
-fn steady(world: &World) -> Result<(Probe, u8)> {
-    let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::UdpFlow)?;
-    probe.steady_since(now(), 100, SOON)?;
-    Ok((probe, world.wait_leader(0, None, SOON)?))
 }
 
 /// Processor time so far, user and system.

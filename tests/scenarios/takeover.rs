@@ -15,7 +15,7 @@ use lab::recorder::Message;
 use lab::takeover::Takeover;
 use lab::{World, plan, play};
 
-use crate::{LATER, LEASE, SOON, apart, expect_one_speaker, expect_silence, stands_by, strict};
+use crate::{LATER, LEASE, SOON, apart, expect_one_speaker, expect_silence, stands_by, steady, strict};
 
 crate::scenarios!(
     a_leader_that_is_asked_to_stop_hands_over,
@@ -29,13 +29,6 @@ crate::scenarios!(
     a_tcp_connection_of_the_old_leader_is_reset_and_not_left_hanging,
     ten_takeovers_in_a_row_end_well,
 );
-
-/// A steady UDP flow to `default/web`, and who leads.
-fn steady(world: &World) -> Result<(Probe, u8)> {
-    let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::UdpFlow)?;
-    probe.steady_since(now(), 100, SOON)?;
-    Ok((probe, world.wait_leader(0, None, SOON)?))
-}
 
 fn takeover(world: &World, probe: &Probe, leader: u8, event: Instant, what: &str) -> Result<Takeover> {
     let takeover = Takeover::measure(world, 0, probe, leader, event, LEASE + LATER)?;

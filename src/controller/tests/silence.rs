@@ -48,6 +48,14 @@ fn a_handshake_completes_at_any_round_trip_time_up_to_half_a_second() {
     }
 }
 
+/// To a reading: so many bytes, in a session since 10 ms.
+fn counted(step: &Step, received: u64, now: Moment) -> Outcome {
+    match step {
+        Step::Inspect => Outcome::Stats(LinkStats { handshake_age: Some(now.since(at(10))), received, sent: 0 }),
+        other => outcome(other, true),
+    }
+}
+
 /// Runs a leader whose hub stops answering at `silent_from`; gives the time at which the peer is made fresh.
 fn fresh_peer_after(silent_from: Moment, answers_probes: bool) -> Moment {
     let mut controller = leader();
@@ -63,13 +71,7 @@ fn fresh_peer_after(silent_from: Moment, answers_probes: bool) -> Moment {
                 {
                     received += 32;
                 }
-                let outcome = match step {
-                    Step::Inspect => {
-                        Outcome::Stats(LinkStats { handshake_age: Some(now.since(at(10))), received, sent: 0 })
-                    }
-                    ref other => outcome(other, true),
-                };
-                controller.done(&step, outcome, now);
+                controller.done(&step, counted(&step, received, now), now);
             }
             Next::WaitUntil(then) => now = then,
             Next::Finished => panic!("not asked to stop"),
@@ -109,13 +111,7 @@ fn a_hub_whose_answers_get_lost_now_and_then_is_not_taken_for_silent() {
                     }
                 }
                 assert!(!matches!(step, Step::SetPeer(_)), "a fresh peer at {now:?}");
-                let outcome = match step {
-                    Step::Inspect => {
-                        Outcome::Stats(LinkStats { handshake_age: Some(now.since(at(10))), received, sent: 0 })
-                    }
-                    ref other => outcome(other, true),
-                };
-                controller.done(&step, outcome, now);
+                controller.done(&step, counted(&step, received, now), now);
             }
             Next::WaitUntil(then) => now = then,
             Next::Finished => panic!("not asked to stop"),
