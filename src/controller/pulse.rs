@@ -33,7 +33,10 @@ const SILENCE_OTHERWISE: Duration = Duration::from_secs(15);
 const ANSWERS_IN_A_ROW: u8 = 2;
 /// A session that was held is given up when the hub is not heard in it so long after the pod leads on.
 const RESUMED: Duration = READ_AFTER_PROBE;
-/// A hub that a predecessor may still pull back is spoken to at waits that grow from the first to the second of these,
+/// A hub that a predecessor may still pull back is spoken to so often for one round trip: so long its last answers, which
+/// left before it could know, come in at the hub, and each is followed by one of ours before the hub has sent much,
+const INSIST_AT_FIRST: Duration = Duration::from_millis(2);
+/// then at waits that grow from the first to the second of these,
 const INSIST_EVERY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(50));
 /// for so long after the first handshake and after the second. The second makes the hub forget the predecessor's
 /// session: after one the predecessor pulled the hub back each time, after two never (docs/decisions.md).
@@ -81,6 +84,8 @@ pub(super) struct Pulse {
     resumed: Option<Moment>,
     insistence: Insistence,
     insist_wait: Duration,
+    /// The present peer was set for the second handshake: the first was answered.
+    reassures: bool,
 }
 
 /// How far the pulse is in winning the hub from a predecessor that did not give its Lease back.
@@ -121,6 +126,7 @@ impl Pulse {
             round_trip: self.round_trip,
             answers,
             insistence,
+            reassures: self.insistence == Insistence::Again,
             // The counters are the link's, and go on.
             stats: LinkStats { handshake_age: None, ..self.stats },
             ..Self::default()
@@ -256,10 +262,14 @@ impl Pulse {
 
     /// A probe left.
     pub(super) fn probed(&mut self, now: Moment) {
-        if self.insists() {
+        if let Insistence::Since { handshake, .. } = self.insistence {
             // Spoken to be heard, not to be answered.
-            self.next_probe = now + self.insist_wait;
-            self.insist_wait = (self.insist_wait * 2).min(INSIST_EVERY.1);
+            if now.since(handshake) < self.round_trip {
+                self.next_probe = now + INSIST_AT_FIRST;
+            } else {
+                self.next_probe = now + self.insist_wait;
+                self.insist_wait = (self.insist_wait * 2).min(INSIST_EVERY.1);
+            }
             return;
         }
         if self.asks_again() {
@@ -294,8 +304,7 @@ impl Pulse {
 
     /// Does the hub serve? It does through the second handshake too.
     pub(super) fn serves(&self, now: Moment) -> bool {
-        let reassuring = self.insistence == Insistence::Next { round: 1 } && now.since(self.peer_since) < REASSURING;
-        self.answered() || reassuring
+        self.answered() || (self.reassures && now.since(self.peer_since) < REASSURING)
     }
 
     /// Has the present peer completed a handshake?

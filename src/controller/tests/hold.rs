@@ -218,7 +218,8 @@ fn sent_at(before: Before, round_trip: Duration) -> Vec<(u128, &'static str)> {
                 let stats = outcome(&step, now.since(asked) >= round_trip);
                 controller.done(&step, stats, now);
                 if controller.serves(now) {
-                    served.get_or_insert(now);
+                    let since = served.get_or_insert(now);
+                    assert!(*since >= at(0) + round_trip, "served before the hub's first answer, at {since:?}");
                 }
                 assert!(served.is_none() || controller.serves(now), "seen to serve all along, also at {now:?}");
             }
@@ -240,6 +241,22 @@ fn a_successor_to_a_lease_that_was_not_given_back_wins_the_hub_from_whoever_had_
     assert!(spoken.windows(2).all(|pair| pair[1] - pair[0] <= 60), "{spoken:?}");
     let rest = insisting.iter().filter(|(at, _)| *at > handshakes[1] + 1600).count();
     assert!(rest <= 1, "it goes back to a probe every 2 s: {insisting:?}");
+}
+
+/// Answers of its predecessor that were on their way come in for a round trip, and each has the hub look back.
+#[test]
+fn a_successor_is_heard_every_2_ms_for_a_round_trip_and_seldomer_then() {
+    for (before, round_trip) in [(Before::GaveBack, 100), (Before::GaveBack, 500), (Before::Other, 100)] {
+        let sent = sent_at(before, Duration::from_millis(round_trip));
+        let answered = |(at, _): &(u128, &str)| at + u128::from(round_trip);
+        let last = sent.iter().rfind(|(_, step)| *step != "probe").map(answered).unwrap();
+        let within = |from: u128, to: u128| sent.iter().filter(|(at, _)| (last + from..last + to).contains(at)).count();
+        let often = usize::try_from(round_trip / 2).unwrap();
+        let first = within(0, u128::from(round_trip));
+        assert!((often * 9 / 10..=often + 5).contains(&first), "{first} in the first {round_trip} ms: {sent:?}");
+        let later = within(u128::from(round_trip) + 10, u128::from(round_trip) + 510);
+        assert!((9..=25).contains(&later), "{later} in half a second after: {sent:?}");
+    }
 }
 
 #[test]
