@@ -1,58 +1,37 @@
 //! A longer way through the internet for some of the packets between pods and hubs: those that take it come late, and so
-//! in another order. Needs no netem: the way leads through a TUN device whose other end is this program.
+//! in another order. It is a [`Road`] that begins and ends in the internet.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
-use tokio::time::sleep;
+use anyhow::Result;
 
-use crate::clock::now;
 use crate::netns::Netns;
 use crate::plan;
+use crate::road::{Conditions, Road};
 
-const LINK: &str = "detour";
+/// Where the longer way begins, and where it ends.
+const ENDS: [&str; 2] = ["detour", "detourend"];
 /// Mark and routing table.
 const NUMBER: u32 = 77;
 
 /// The longer way. Closed when dropped; what is on it is lost.
 pub struct Detour {
     internet: Netns,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    _road: Road,
 }
 
 impl Detour {
     /// Sends `percent` of the packets the longer way, which takes `delay` more.
     pub fn open(internet: &Netns, percent: u8, delay: Duration) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (ready, opened) = std::sync::mpsc::sync_channel::<Result<()>>(1);
-        let (netns, flag) = (internet.clone(), Arc::clone(&stop));
-        let thread = thread::Builder::new().name(LINK.into()).spawn(move || {
-            let ended = netns.enter().and_then(|()| {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(async {
-                    let link = tun_rs::DeviceBuilder::new().name(LINK).build_async().context("no TUN device")?;
-                    let _ = ready.send(Ok(()));
-                    carry(&link, delay, &flag).await
-                })
-            });
-            if let Err(error) = ended {
-                // Nobody listens any more if it had opened; then packets that should be late are lost.
-                let _ = ready.send(Err(error));
-            }
-        })?;
-        opened.recv().context("the detour's thread ended before it began")??;
-        let detour = Self { internet: internet.clone(), stop, thread: Some(thread) };
+        let [begin, end] = ENDS;
+        let conditions = Conditions { round_trip: delay * 2, ..Conditions::default() };
+        let road = Road::lay(conditions, [(internet, begin), (internet, end)])?;
+        let detour = Self { internet: internet.clone(), _road: road };
         internet.ip(&[
-            format!("link set {LINK} up"),
-            format!("route replace default dev {LINK} table {NUMBER}"),
+            format!("route replace default dev {begin} table {NUMBER}"),
             format!("rule add fwmark {NUMBER} lookup {NUMBER}"),
         ])?;
-        let chosen = format!("iifname != {LINK} numgen random mod 100 < {percent} meta mark set {NUMBER}");
+        let chosen = format!("iifname != {end} numgen random mod 100 < {percent} meta mark set {NUMBER}");
         let port = plan::HUB_PORT;
         internet.nft(&format!(
             "table ip lab_detour {{
@@ -71,39 +50,17 @@ impl Drop for Detour {
         // What fails here goes with the namespace.
         let _ = self.internet.nft("add table ip lab_detour\ndelete table ip lab_detour");
         let _ = self.internet.sh(&format!("ip rule del fwmark {NUMBER} lookup {NUMBER}"));
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
-}
-
-/// Gives every packet back after `delay`: the kernel then routes it as one that has just come.
-async fn carry(link: &tun_rs::AsyncDevice, delay: Duration, stop: &AtomicBool) -> Result<()> {
-    let mut waiting: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
-    let mut buffer = vec![0; 65_536];
-    while !stop.load(Ordering::Relaxed) {
-        let pause = waiting.front().map_or(Duration::from_millis(20), |(due, _)| due.saturating_duration_since(now()));
-        tokio::select! {
-            read = link.recv(&mut buffer) => {
-                let length = read.context("the detour's device is gone")?;
-                waiting.push_back((now() + delay, buffer[..length].to_vec()));
-            }
-            () = sleep(pause.min(Duration::from_millis(20))) => {}
-        }
-        while let Some((_, packet)) = waiting.pop_front_if(|(due, _)| *due <= now()) {
-            // A packet that the kernel will not take is a lost one.
-            let _ = link.send(&packet).await;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
 
+    use anyhow::Context;
+
     use super::*;
+    use crate::clock::now;
 
     #[test]
     #[ignore = "needs root or a user namespace"]
