@@ -182,6 +182,11 @@ impl Controller {
         self.replan();
     }
 
+    /// The pod that led before left word how long the hub took to answer it.
+    pub fn expect(&mut self, round_trip: Duration) {
+        self.pulse.expect(round_trip);
+    }
+
     /// Takes in what happened.
     pub fn handle(&mut self, event: Event, now: Moment) {
         match event {

@@ -191,7 +191,12 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         let leadership = self.leadership.borrow_and_update().clone();
         let now = self.clock.now();
         match &leadership {
-            Leadership::Leading(_) if self.takeover.began.is_none() => self.takeover.began = Some(now),
+            Leadership::Leading(_) if self.takeover.began.is_none() => {
+                self.takeover.began = Some(now);
+                if let Some(round_trip) = self.standing.borrow().round_trip {
+                    self.controller.expect(round_trip);
+                }
+            }
             Leadership::Leading(_) => {}
             Leadership::Following { .. } => self.takeover = Takeover::default(),
         }
@@ -441,6 +446,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             foreign_packets: self.foreign.total(),
         };
         drop(hub);
+        self.gate.round_trip(self.controller.round_trip());
         self.outputs.snapshot.send_replace(snapshot);
         let unheard = self.controller.unheard_for(now).unwrap_or_default();
         self.outputs.unheard.send_if_modified(|known| {

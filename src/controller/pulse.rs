@@ -43,6 +43,8 @@ const INSIST_EVERY: (Duration, Duration) = (Duration::from_millis(10), Duration:
 const INSIST_FOR: [Duration; 2] = [Duration::from_millis(30), Duration::from_millis(1500)];
 /// The first wait before a handshake is kicked there: the hub's answer may have gone to the predecessor.
 const KICK_INSISTING: Duration = Duration::from_millis(100);
+/// The same where the hub is known to be near.
+const KICK_NEAR: Duration = Duration::from_millis(40);
 /// The second handshake does not count as an interruption for so long.
 const REASSURING: Duration = Duration::from_secs(1);
 
@@ -72,8 +74,8 @@ pub(super) struct Pulse {
     kick_wait: Duration,
     /// When the last handshake left. It alone can be answered: a new one forgets those before it.
     asked: Moment,
-    /// How long the hub took to answer the last one that it answered.
-    round_trip: Duration,
+    /// How long the hub took to answer the last one that it answered, to us or to the pod that led before.
+    round_trip: Option<Duration>,
     /// Receive counter when the last probe left, until its answer's reading.
     probe_sent_at: Option<u64>,
     answers: u8,
@@ -113,8 +115,7 @@ impl Pulse {
             Insistence::Since { round, .. } => Insistence::Next { round },
             other => other,
         };
-        let usual = if insistence == Insistence::Needless { KICK.0 } else { KICK_INSISTING };
-        let kick_wait = usual.max((self.round_trip * 3 / 2).min(KICK_KNOWING));
+        let kick_wait = self.first_kick(insistence);
         *self = Self {
             peer_since: now,
             heard: now,
@@ -144,6 +145,7 @@ impl Pulse {
             next_read: now + READ_AFTER_PROBE,
             next_probe: now,
             insistence: self.insistence,
+            round_trip: self.round_trip,
             ..Self::default()
         };
     }
@@ -154,7 +156,25 @@ impl Pulse {
             Insistence::Needless => Insistence::Needless,
             _ => Insistence::Next { round: 0 },
         };
-        *self = Self { insistence, ..Self::default() };
+        *self = Self { insistence, round_trip: self.round_trip, ..Self::default() };
+    }
+
+    /// The pod that led before says how long the hub took to answer it.
+    pub(super) fn expect(&mut self, round_trip: Duration) {
+        self.round_trip = Some(round_trip);
+    }
+
+    /// How long the hub takes to answer, if that is known.
+    pub(super) fn round_trip(&self) -> Option<Duration> {
+        self.round_trip
+    }
+
+    /// How long a handshake is given before it is kicked.
+    fn first_kick(&self, insistence: Insistence) -> Duration {
+        let needless = insistence == Insistence::Needless;
+        let Some(round_trip) = self.round_trip else { return if needless { KICK.0 } else { KICK_INSISTING } };
+        let least = if needless { KICK.0 } else { KICK_NEAR };
+        (round_trip * 3 / 2).min(KICK_KNOWING).max(least)
     }
 
     /// When the counters are to be read next.
@@ -212,7 +232,7 @@ impl Pulse {
             self.unanswered = false;
         }
         if first_answer {
-            self.round_trip = now.since(self.asked);
+            self.round_trip = Some(now.since(self.asked));
             self.next_probe = now;
             if let Insistence::Next { round } = self.insistence {
                 self.insistence = Insistence::Since { round, handshake: now };
@@ -264,7 +284,7 @@ impl Pulse {
     pub(super) fn probed(&mut self, now: Moment) {
         if let Insistence::Since { handshake, .. } = self.insistence {
             // Spoken to be heard, not to be answered.
-            if now.since(handshake) < self.round_trip {
+            if self.round_trip.is_some_and(|round_trip| now.since(handshake) < round_trip) {
                 self.next_probe = now + INSIST_AT_FIRST;
             } else {
                 self.next_probe = now + self.insist_wait;

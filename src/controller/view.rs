@@ -53,6 +53,11 @@ impl Controller {
         self.pulse.stats()
     }
 
+    /// How long the hub takes to answer a handshake, if that is known.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.pulse.round_trip()
+    }
+
     /// When the present peer last completed a handshake.
     pub fn handshake(&self) -> Option<Moment> {
         self.pulse.handshake()

@@ -28,6 +28,8 @@ pub struct Standing {
     pub transitions: Option<i32>,
     /// See [`Elector::clock_skew`].
     pub clock_skew: Option<SignedDuration>,
+    /// See [`Elector::told_round_trip`].
+    pub round_trip: Option<Duration>,
     /// How the present or last tenure of this pod came about.
     pub takeover: Option<Takeover>,
     /// Why the last request or watch failed, with its causes; `None`: it did not.

@@ -126,6 +126,7 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
     fn obey(&mut self, now: Moment) {
         let gate = self.gate.clone();
         let state = gate.lock();
+        self.elector.tell_round_trip(state.round_trip);
         let leading = self.elector.tenure().is_some();
         match state.wish {
             Wish::Resign if self.fall.is_none() && !self.resigned => {
@@ -158,6 +159,7 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
             holder: holder.clone(),
             transitions: self.elector.record().map(|r| r.transitions),
             clock_skew: self.elector.clock_skew(),
+            round_trip: self.elector.told_round_trip(),
             takeover: self.elector.takeover(),
             trouble: self.trouble.clone().or_else(|| self.watch_trouble.clone()),
             resigned: self.resigned,

@@ -11,7 +11,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 
-use super::view::View;
+use super::round_trip;
+use super::view::{Observed, View};
 use super::{Before, Params, ParamsError, Record, StoreError, Tenure};
 use crate::clock::Moment;
 
@@ -96,6 +97,7 @@ pub struct Elector {
     led: Option<i32>,
     takeover: Option<Takeover>,
     skew: Option<SignedDuration>,
+    round_trip: Option<Duration>,
     step: Step,
 }
 
@@ -115,6 +117,7 @@ impl Elector {
             led: None,
             takeover: None,
             skew: None,
+            round_trip: None,
             step: Step::Idle,
         })
     }
@@ -153,6 +156,16 @@ impl Elector {
     /// most**, since it contains the time the renewal took to get here. Below zero: ours is behind by at least that.
     pub fn clock_skew(&self) -> Option<SignedDuration> {
         self.skew
+    }
+
+    /// How long the hub takes to answer, as whoever led last left it in the Lease.
+    pub fn told_round_trip(&self) -> Option<Duration> {
+        round_trip::read(&self.view.observed()?.lease)
+    }
+
+    /// What is to be left in the Lease of that with the next write.
+    pub fn tell_round_trip(&mut self, round_trip: Option<Duration>) {
+        self.round_trip = round_trip;
     }
 
     /// When this candidate may go for the Lease, and from when it is free. One whose wall clock is behind its holder's leaves others a head
@@ -341,9 +354,15 @@ impl Elector {
             (false, true) => Before::GaveBack,
             (false, false) => Before::Other,
         };
-        let request = Request::Replace(Box::new(o.lease.clone()), record);
+        let request = self.replace(o, record);
         self.step = Step::Writing { started, sent: now, silent_since: o.seen.min(started), fast, before };
         request
+    }
+
+    fn replace(&self, last: &Observed, record: Record) -> Request {
+        let mut lease = last.lease.clone();
+        round_trip::write(&mut lease, self.round_trip);
+        Request::Replace(Box::new(lease), record)
     }
 
     /// Our record was written.
@@ -387,7 +406,7 @@ impl Elector {
             transitions: o.record.transitions,
             ..self.record_now(wall)
         };
-        let request = Request::Replace(Box::new(o.lease.clone()), record);
+        let request = self.replace(o, record);
         self.step = Step::ReleaseWriting;
         Verdict::Continue(request)
     }

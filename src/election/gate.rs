@@ -4,6 +4,7 @@
 //! campaign then waits for [`Gate::quiet`]; or the tenure ended first, and `speak` is refused.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -21,6 +22,7 @@ pub(super) struct State {
     pub(super) quiet: bool,
     pub(super) eligible: bool,
     pub(super) wish: Wish,
+    pub(super) round_trip: Option<Duration>,
 }
 
 /// Where controller and campaign agree on who may speak. Cheap to clone.
@@ -32,7 +34,7 @@ pub struct Gate {
 
 impl Gate {
     pub(super) fn new() -> Self {
-        let state = State { leading: false, quiet: false, eligible: false, wish: Wish::Campaign };
+        let state = State { leading: false, quiet: false, eligible: false, wish: Wish::Campaign, round_trip: None };
         Self { state: Arc::new(Mutex::new(state)), changed: Arc::new(Notify::new()) }
     }
 
@@ -71,6 +73,11 @@ impl Gate {
     /// Whether this pod has what it takes to lead; at first it has not. Taken away while it leads, it steps down.
     pub fn eligible(&self, eligible: bool) {
         self.set(|state| state.eligible = eligible);
+    }
+
+    /// How long the hub takes to answer: the next renewal leaves it in the Lease, for whoever follows.
+    pub fn round_trip(&self, round_trip: Option<Duration>) {
+        self.lock().round_trip = round_trip;
     }
 
     /// Gives the Lease back once quiet, and campaigns again two retry periods later: all others have looked by then, so

@@ -446,3 +446,19 @@ async fn a_candidate_whose_clock_is_behind_lets_another_go_first_and_goes_if_the
     let waited = honest.base.now().since(died);
     assert!(waited >= 5 * SECOND, "{waited:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_leader_knows_of_the_hubs_round_trip_is_told_to_whoever_follows() {
+    let server = LeaseServer::new();
+    let (a, b) = a_leads_b_stands_by(&server).await;
+    let told = |candidate: &Candidate| candidate.campaign.standing().borrow().round_trip;
+    assert_eq!((told(&a), told(&b)), (None, None));
+    a.campaign.gate().round_trip(Some(ms(104)));
+    until("a standby reads it", 2 * SECOND, || told(&b) == Some(ms(104))).await;
+    assert!(a.resign(SECOND).await);
+    until("the standby leads", SECOND, || b.leads()).await;
+    tokio::time::sleep(3 * SECOND).await;
+    assert_eq!(told(&b), Some(ms(104)), "its own renewals, which know nothing, leave it");
+    b.campaign.gate().round_trip(Some(ms(280)));
+    until("it tells what it knows", 2 * SECOND, || told(&b) == Some(ms(280))).await;
+}

@@ -201,7 +201,15 @@ fn sent(before: Before) -> Vec<(u128, &'static str)> {
 
 /// The same where the hub answers the last handshake after a round trip.
 fn sent_at(before: Before, round_trip: Duration) -> Vec<(u128, &'static str)> {
+    sent_knowing(before, round_trip, None)
+}
+
+/// The same where the former leader left word how long that takes.
+fn sent_knowing(before: Before, round_trip: Duration, told: Option<Duration>) -> Vec<(u128, &'static str)> {
     let mut controller = standby().holding("we");
+    if let Some(told) = told {
+        controller.expect(told);
+    }
     let tenure = Tenure { since: at(0), until: at(60_000), transitions: 2, before };
     controller.handle(Event::Leadership(Leadership::Leading(tenure)), at(0));
     let (mut now, mut sent, mut asked) = (at(0), vec![], at(0));
@@ -257,6 +265,26 @@ fn a_successor_is_heard_every_2_ms_for_a_round_trip_and_seldomer_then() {
         let later = within(u128::from(round_trip) + 10, u128::from(round_trip) + 510);
         assert!((9..=25).contains(&later), "{later} in half a second after: {sent:?}");
     }
+}
+
+/// Each kick has the handshake before forgotten, so that one too many costs a round trip.
+#[test]
+fn a_successor_that_was_told_the_round_trip_kicks_no_handshake_that_is_under_way() {
+    for round_trip in [1, 30, 100, 280, 500].map(Duration::from_millis) {
+        for before in [Before::GaveBack, Before::Other] {
+            let sent = sent_knowing(before, round_trip, Some(round_trip));
+            assert!(!sent.iter().any(|(_, step)| *step == "kick"), "{round_trip:?}: {sent:?}");
+        }
+    }
+    let unknown = sent_at(Before::GaveBack, Duration::from_millis(280));
+    assert!(unknown.iter().any(|(_, step)| *step == "kick"), "nothing is gained: {unknown:?}");
+    // A near hub whose answer went to the predecessor is asked again soon.
+    let (never, near) = (Duration::from_secs(10), Duration::from_millis(3));
+    let kicks = |told| {
+        let sent = sent_knowing(Before::GaveBack, never, told);
+        sent.iter().find(|(_, step)| *step == "kick").map(|(at, _)| *at).unwrap()
+    };
+    assert!(kicks(Some(near)) < 60 && kicks(None) >= 100);
 }
 
 #[test]
