@@ -18,9 +18,8 @@ use crate::cli::run::RunConfig;
 use crate::clock::{BootClock, Clock};
 use crate::controller::actor::{Actor, Inputs as ActorInputs, Outputs};
 use crate::controller::{Controller, Ending, hub};
-use crate::election::Campaign;
-use crate::election::Elector;
 use crate::election::lease::KubeLease;
+use crate::election::{Campaign, Elector, Load};
 use crate::inheritance;
 use crate::metrics::Metrics;
 use crate::ruleset::NetlinkFirewall;
@@ -61,6 +60,10 @@ pub(super) struct Fleet {
     members: BTreeMap<TunnelName, Member>,
     /// Actors on their way out.
     leaving: Vec<JoinHandle<()>>,
+    /// What an elector is before it knows of any Lease.
+    elector: Elector,
+    /// What this pod leads of all.
+    load: Load,
     herald: Herald,
 }
 
@@ -78,6 +81,8 @@ struct Member {
 impl Fleet {
     /// Starts the watches.
     pub(super) fn new(parts: Parts) -> anyhow::Result<Self> {
+        // Times or an identity that no election can be held by are found here, before any tunnel is touched.
+        let elector = Elector::new(parts.config.election, &parts.board.pod().identity)?;
         let client = &parts.connection.client;
         let secret = crate::secret::watch::spawn(client.clone(), &parts.config.namespace, &parts.config.secret_name);
         let (services, watches) = services::watch::spawn(client, parts.config.service_namespace.as_deref());
@@ -90,6 +95,8 @@ impl Fleet {
             settings: Settings::default(),
             members: BTreeMap::new(),
             leaving: vec![],
+            elector,
+            load: Load::default(),
             herald,
         })
     }
@@ -254,13 +261,9 @@ impl Fleet {
         let outputs = Outputs { snapshot, unheard, metrics: self.parts.metrics.clone() };
         let parts = &self.parts;
         let store = KubeLease::new(parts.connection.client.clone(), &parts.config.namespace, name.lease());
-        let campaign = match Elector::new(parts.config.election, &parts.board.pod().identity) {
-            Ok(elector) => Campaign::spawn(store, BootClock, elector, StdRng::from_os_rng()),
-            Err(error) => {
-                tracing::error!(tunnel = %name, %error, "no election can be held");
-                return;
-            }
-        };
+        let share = self.load.share(&parts.board.pod().identity, name.as_str());
+        let (elector, rng) = (self.elector.clone(), StdRng::from_os_rng());
+        let campaign = Campaign::spawn_beside_others(share, store, BootClock, elector, rng);
         let ear = self.herald.listen(&name, snapshot_rx.clone());
         let mut controller = Controller::new(slot, parts.nic.borrow().clone(), tunnel);
         if parts.config.hold {
