@@ -6,13 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use futures::future::join_all;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::herald::Herald;
+use super::leaving::Leaving;
 use crate::api::client::Connection;
 use crate::cli::run::RunConfig;
 use crate::clock::{BootClock, Clock};
@@ -59,7 +59,7 @@ pub(super) struct Fleet {
     settings: Settings,
     members: BTreeMap<TunnelName, Member>,
     /// Actors on their way out.
-    leaving: Vec<JoinHandle<()>>,
+    leaving: Leaving,
     /// What an elector is before it knows of any Lease.
     elector: Elector,
     /// What this pod leads of all.
@@ -94,7 +94,7 @@ impl Fleet {
             _watches: watches,
             settings: Settings::default(),
             members: BTreeMap::new(),
-            leaving: vec![],
+            leaving: Leaving::default(),
             elector,
             load: Load::default(),
             herald,
@@ -118,7 +118,7 @@ impl Fleet {
         // Of what was never taken over nothing may be left either.
         self.settings = Settings::default();
         self.disown().await;
-        join_all(self.leaving).await;
+        self.leaving.gone().await;
     }
 
     /// Takes the Secret in.
@@ -271,11 +271,11 @@ impl Fleet {
         }
         let kernel = (Arc::clone(&parts.links), Arc::clone(&parts.net), parts.firewall.clone());
         let actor = Actor::new(controller, kernel, parts.clock.clone(), campaign, inputs, outputs).heir_of(found);
-        let (predecessors, board) = (std::mem::take(&mut self.leaving), Arc::clone(&parts.board));
+        let (predecessors, board) = (self.leaving.gone(), Arc::clone(&parts.board));
         let actor = tokio::spawn({
             let name = name.clone();
             async move {
-                join_all(predecessors).await;
+                predecessors.await;
                 tokio::join!(actor.run(|| board.beat(&name)), ear);
             }
         });
@@ -283,15 +283,15 @@ impl Fleet {
             .insert(name, Member { slot, settings, forwards, stop, snapshot: snapshot_rx, actor, _resolver: resolver });
     }
 
-    /// Ends a member once `ready`; whoever is enlisted next waits for it.
+    /// Ends a member once `ready`; whoever is enlisted after it waits for it.
     fn dismiss(&mut self, member: Member, ending: Ending, ready: impl Future<Output = ()> + Send + 'static) {
-        self.leaving.push(tokio::spawn(async move {
+        self.leaving.add(async move {
             ready.await;
             member.stop.send_replace(Some(ending));
             if let Err(panicked) = member.actor.await {
                 tracing::error!(%panicked, "an actor did not end by itself");
             }
-        }));
+        });
     }
 
     fn free_slot(&self) -> Option<Slot> {
