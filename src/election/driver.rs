@@ -261,10 +261,10 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
         if self.elector.lapse(now) {
             self.prompted = true;
         }
-        self.note(answer.as_ref().err());
         let before = self.elector.record().cloned();
         self.elector.let_others_first(self.share.head_start());
         let verdict = self.elector.answer(now, self.clock.wall(), answer.as_ref().map(Lease::clone));
+        self.note(answer.as_ref().err(), &verdict);
         match verdict {
             Verdict::Continue(write @ Request::Replace(..)) if self.fall.is_some() => {
                 if let Some(fall) = &mut self.fall {
@@ -361,15 +361,21 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
         self.unseen_by_watch = !self.unseen_by_watch;
     }
 
-    fn note(&mut self, error: Option<&StoreError>) {
+    /// Tells of trouble once, until an attempt has come to an end without any: that the Lease can be read is no news where
+    /// it cannot be written.
+    fn note(&mut self, error: Option<&StoreError>, verdict: &Verdict) {
         let trouble = error
             .filter(|e| matches!(e, StoreError::Forbidden { .. } | StoreError::TimedOut(_) | StoreError::Other { .. }));
-        match (&self.trouble, trouble) {
-            (None, Some(error)) => tracing::warn!(error = chain(error), "the Lease cannot be reached"),
-            (Some(_), None) => tracing::info!("the Lease is reached again"),
-            _ => {}
+        if let Some(error) = trouble {
+            let error = chain(error);
+            if self.trouble.is_none() {
+                tracing::warn!(error, "the Lease cannot be reached");
+            }
+            self.trouble = Some(error);
+        } else if self.trouble.is_some() && matches!(verdict, Verdict::Done(outcome) if *outcome != Outcome::Failed) {
+            tracing::info!("the Lease is reached again");
+            self.trouble = None;
         }
-        self.trouble = trouble.map(|e| chain(e));
     }
 }
 
