@@ -27,6 +27,7 @@ use crate::tunnel::{Backend, BackendChoice, Found, HostNet, Nic};
 mod fleet;
 mod gauges;
 mod herald;
+mod leaving;
 
 use fleet::Fleet;
 

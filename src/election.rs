@@ -17,6 +17,7 @@ mod driver;
 mod elector;
 pub mod gate;
 pub mod lease;
+pub mod load;
 mod round_trip;
 pub mod testing;
 mod view;
@@ -36,6 +37,7 @@ use crate::clock::Moment;
 pub use campaign::{Campaign, Standing};
 pub use elector::{Elector, Outcome, Request, Takeover, Verdict};
 pub use gate::Gate;
+pub use load::{HeadStart, Load, Share};
 pub use round_trip::ANNOTATION as ROUND_TRIP;
 
 /// What the campaign publishes, and the controller handles before all else.

@@ -8,6 +8,8 @@ mod campaign;
 mod chance;
 #[path = "election/rules.rs"]
 mod rules;
+#[path = "election/spread.rs"]
+mod spread;
 #[path = "election/tables.rs"]
 mod tables;
 #[path = "election/world.rs"]

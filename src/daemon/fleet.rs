@@ -6,21 +6,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use futures::future::join_all;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::herald::Herald;
+use super::leaving::Leaving;
 use crate::api::client::Connection;
 use crate::cli::run::RunConfig;
 use crate::clock::{BootClock, Clock};
 use crate::controller::actor::{Actor, Inputs as ActorInputs, Outputs};
 use crate::controller::{Controller, Ending, hub};
-use crate::election::Campaign;
-use crate::election::Elector;
 use crate::election::lease::KubeLease;
+use crate::election::{Campaign, Elector, Load};
 use crate::inheritance;
 use crate::metrics::Metrics;
 use crate::ruleset::NetlinkFirewall;
@@ -60,7 +59,11 @@ pub(super) struct Fleet {
     settings: Settings,
     members: BTreeMap<TunnelName, Member>,
     /// Actors on their way out.
-    leaving: Vec<JoinHandle<()>>,
+    leaving: Leaving,
+    /// What an elector is before it knows of any Lease.
+    elector: Elector,
+    /// What this pod leads of all.
+    load: Load,
     herald: Herald,
 }
 
@@ -78,6 +81,8 @@ struct Member {
 impl Fleet {
     /// Starts the watches.
     pub(super) fn new(parts: Parts) -> anyhow::Result<Self> {
+        // Times or an identity that no election can be held by are found here, before any tunnel is touched.
+        let elector = Elector::new(parts.config.election, &parts.board.pod().identity)?;
         let client = &parts.connection.client;
         let secret = crate::secret::watch::spawn(client.clone(), &parts.config.namespace, &parts.config.secret_name);
         let (services, watches) = services::watch::spawn(client, parts.config.service_namespace.as_deref());
@@ -89,7 +94,9 @@ impl Fleet {
             _watches: watches,
             settings: Settings::default(),
             members: BTreeMap::new(),
-            leaving: vec![],
+            leaving: Leaving::default(),
+            elector,
+            load: Load::default(),
             herald,
         })
     }
@@ -111,7 +118,7 @@ impl Fleet {
         // Of what was never taken over nothing may be left either.
         self.settings = Settings::default();
         self.disown().await;
-        join_all(self.leaving).await;
+        self.leaving.gone().await;
     }
 
     /// Takes the Secret in.
@@ -254,13 +261,9 @@ impl Fleet {
         let outputs = Outputs { snapshot, unheard, metrics: self.parts.metrics.clone() };
         let parts = &self.parts;
         let store = KubeLease::new(parts.connection.client.clone(), &parts.config.namespace, name.lease());
-        let campaign = match Elector::new(parts.config.election, &parts.board.pod().identity) {
-            Ok(elector) => Campaign::spawn(store, BootClock, elector, StdRng::from_os_rng()),
-            Err(error) => {
-                tracing::error!(tunnel = %name, %error, "no election can be held");
-                return;
-            }
-        };
+        let share = self.load.share(&parts.board.pod().identity, name.as_str());
+        let (elector, rng) = (self.elector.clone(), StdRng::from_os_rng());
+        let campaign = Campaign::spawn_beside_others(share, store, BootClock, elector, rng);
         let ear = self.herald.listen(&name, snapshot_rx.clone());
         let mut controller = Controller::new(slot, parts.nic.borrow().clone(), tunnel);
         if parts.config.hold {
@@ -268,11 +271,11 @@ impl Fleet {
         }
         let kernel = (Arc::clone(&parts.links), Arc::clone(&parts.net), parts.firewall.clone());
         let actor = Actor::new(controller, kernel, parts.clock.clone(), campaign, inputs, outputs).heir_of(found);
-        let (predecessors, board) = (std::mem::take(&mut self.leaving), Arc::clone(&parts.board));
+        let (predecessors, board) = (self.leaving.gone(), Arc::clone(&parts.board));
         let actor = tokio::spawn({
             let name = name.clone();
             async move {
-                join_all(predecessors).await;
+                predecessors.await;
                 tokio::join!(actor.run(|| board.beat(&name)), ear);
             }
         });
@@ -280,15 +283,15 @@ impl Fleet {
             .insert(name, Member { slot, settings, forwards, stop, snapshot: snapshot_rx, actor, _resolver: resolver });
     }
 
-    /// Ends a member once `ready`; whoever is enlisted next waits for it.
+    /// Ends a member once `ready`; whoever is enlisted after it waits for it.
     fn dismiss(&mut self, member: Member, ending: Ending, ready: impl Future<Output = ()> + Send + 'static) {
-        self.leaving.push(tokio::spawn(async move {
+        self.leaving.add(async move {
             ready.await;
             member.stop.send_replace(Some(ending));
             if let Err(panicked) = member.actor.await {
                 tracing::error!(%panicked, "an actor did not end by itself");
             }
-        }));
+        });
     }
 
     fn free_slot(&self) -> Option<Slot> {

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::driver::Driver;
 use super::gate::{Gate, Wish};
-use super::{Elector, Leadership, LeaseStore, Takeover};
+use super::{Elector, Leadership, LeaseStore, Share, Takeover};
 use crate::clock::Clock;
 
 /// What the campaign has seen, for metrics and status. Written before the [`Leadership`] it belongs to.
@@ -48,9 +48,19 @@ pub struct Campaign {
 }
 
 impl Campaign {
-    /// Starts a campaign on the present tokio runtime. It makes no attempt until the gate says quiet and eligible.
-    /// `rng` spreads the attempts of candidates that collided.
+    /// Starts the campaign of a pod's only tunnel on the present tokio runtime. It makes no attempt until the gate says
+    /// quiet and eligible. `rng` spreads the attempts of candidates that collided.
     pub fn spawn<S, C, R>(store: S, clock: C, elector: Elector, rng: R) -> Self
+    where
+        S: LeaseStore,
+        C: Clock,
+        R: Rng + Send + 'static,
+    {
+        Self::spawn_beside_others(Share::alone(), store, clock, elector, rng)
+    }
+
+    /// As [`Campaign::spawn`], for one of several tunnels.
+    pub fn spawn_beside_others<S, C, R>(share: Share, store: S, clock: C, elector: Elector, rng: R) -> Self
     where
         S: LeaseStore,
         C: Clock,
@@ -59,7 +69,7 @@ impl Campaign {
         let gate = Gate::new();
         let (leadership_tx, leadership) = watch::channel(Leadership::Following { holder: None });
         let (standing_tx, standing) = watch::channel(Standing::default());
-        let driver = Driver::new(store, clock, elector, rng, gate.clone(), leadership_tx, standing_tx);
+        let driver = Driver::new(store, clock, elector, rng, share, gate.clone(), leadership_tx, standing_tx);
         Self { gate, leadership, standing, task: tokio::spawn(driver.run()) }
     }
 

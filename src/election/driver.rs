@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use super::campaign::Standing;
 use super::gate::{Gate, Wish};
-use super::{Elector, Leadership, LeaseStore, Outcome, Request, Sight, StoreError, Verdict};
+use super::{Elector, Leadership, LeaseStore, Outcome, Request, Share, Sight, StoreError, Verdict};
 use crate::clock::{self, Clock, Moment};
 
 /// On the way down: the Lease is given back when the tunnel is quiet.
@@ -38,6 +38,7 @@ pub(super) struct Driver<S, C, R> {
     clock: Arc<C>,
     elector: Elector,
     rng: R,
+    share: Share,
     gate: Gate,
     leadership: watch::Sender<Leadership>,
     standing: watch::Sender<Standing>,
@@ -67,6 +68,7 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
         clock: C,
         elector: Elector,
         rng: R,
+        share: Share,
         gate: Gate,
         leadership: watch::Sender<Leadership>,
         standing: watch::Sender<Standing>,
@@ -77,6 +79,7 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
             clock: Arc::new(clock),
             elector,
             rng,
+            share,
             gate,
             leadership,
             standing,
@@ -96,8 +99,10 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
     }
 
     pub(super) async fn run(mut self) {
-        let gate = self.gate.clone();
+        let (gate, load) = (self.gate.clone(), self.share.load().clone());
         loop {
+            let load_changed = load.changed();
+            self.elector.let_others_first(self.share.head_start());
             let now = self.clock.now();
             if self.elector.lapse(now) {
                 tracing::warn!("the tenure is over without a renewal: silent until the Lease can be renewed");
@@ -111,11 +116,13 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
             {
                 self.send(now, request);
             }
+            self.share.count(self.elector.takes());
             let sleep = self.wake(now).map(|wake| self.clock.sleep(wake.since(now)));
             tokio::select! {
                 biased;
                 () = slept(sleep) => {}
                 () = gate.changed() => {}
+                () = load_changed => {}
                 answer = answer(&mut self.under_way) => self.take(answer),
                 sight = self.sights.next() => self.see(sight),
             }
@@ -256,9 +263,10 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
         if self.elector.lapse(now) {
             self.prompted = true;
         }
-        self.note(answer.as_ref().err());
         let before = self.elector.record().cloned();
+        self.elector.let_others_first(self.share.head_start());
         let verdict = self.elector.answer(now, self.clock.wall(), answer.as_ref().map(Lease::clone));
+        self.note(answer.as_ref().err(), &verdict);
         match verdict {
             Verdict::Continue(write @ Request::Replace(..)) if self.fall.is_some() => {
                 if let Some(fall) = &mut self.fall {
@@ -294,6 +302,7 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
             Outcome::Failed => (self.attempt_began + params.impatience()).max(now + Duration::from_millis(50)),
             // Told by whoever won; and when the watch is broken, at the usual interval.
             Outcome::Held if self.watching => now,
+            Outcome::OthersFirst => now,
             Outcome::Held | Outcome::Collided | Outcome::Released | Outcome::NotOurs => {
                 now + params.spread(self.rng.random())
             }
@@ -354,15 +363,21 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
         self.unseen_by_watch = !self.unseen_by_watch;
     }
 
-    fn note(&mut self, error: Option<&StoreError>) {
+    /// Tells of trouble once, until an attempt has come to an end without any: that the Lease can be read is no news where
+    /// it cannot be written.
+    fn note(&mut self, error: Option<&StoreError>, verdict: &Verdict) {
         let trouble = error
             .filter(|e| matches!(e, StoreError::Forbidden { .. } | StoreError::TimedOut(_) | StoreError::Other { .. }));
-        match (&self.trouble, trouble) {
-            (None, Some(error)) => tracing::warn!(error = chain(error), "the Lease cannot be reached"),
-            (Some(_), None) => tracing::info!("the Lease is reached again"),
-            _ => {}
+        if let Some(error) = trouble {
+            let error = chain(error);
+            if self.trouble.is_none() {
+                tracing::warn!(error, "the Lease cannot be reached");
+            }
+            self.trouble = Some(error);
+        } else if self.trouble.is_some() && matches!(verdict, Verdict::Done(outcome) if *outcome != Outcome::Failed) {
+            tracing::info!("the Lease is reached again");
+            self.trouble = None;
         }
-        self.trouble = trouble.map(|e| chain(e));
     }
 }
 

@@ -13,7 +13,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 
 use super::round_trip;
 use super::view::{Observed, View};
-use super::{Before, Params, ParamsError, Record, StoreError, Tenure};
+use super::{Before, HeadStart, Params, ParamsError, Record, StoreError, Tenure};
 use crate::clock::Moment;
 
 /// So far behind the holder's, a wall clock counts as wrong.
@@ -46,6 +46,8 @@ pub enum Outcome {
     Won,
     /// Another holds it. If we led, that is over.
     Held,
+    /// It is free, and others have a head start: see [`Elector::turn`].
+    OthersFirst,
     /// Another wrote at the same time.
     Collided,
     /// The API did not do it, or did not say so.
@@ -98,6 +100,8 @@ pub struct Elector {
     takeover: Option<Takeover>,
     skew: Option<SignedDuration>,
     round_trip: Option<Duration>,
+    /// What others get because of all else that this pod leads.
+    head_start: HeadStart,
     step: Step,
 }
 
@@ -118,6 +122,7 @@ impl Elector {
             takeover: None,
             skew: None,
             round_trip: None,
+            head_start: HeadStart::default(),
             step: Step::Idle,
         })
     }
@@ -168,13 +173,44 @@ impl Elector {
         self.round_trip = round_trip;
     }
 
-    /// When this candidate may go for the Lease, and from when it is free. One whose wall clock is behind its holder's leaves others a head
-    /// start of a retry period: a hub refuses a handshake that is older than the last it saw for a key, without a word,
-    /// and all pods have one key.
+    /// Leaves others this head start from now on, whenever the Lease is free.
+    pub fn let_others_first(&mut self, head_start: HeadStart) {
+        self.head_start = head_start;
+    }
+
+    /// When this candidate may go for the Lease, and from when it is free.
     pub fn turn(&self) -> (Moment, Moment) {
-        let behind = self.skew.is_some_and(|skew| skew <= -BEHIND) && !self.may_be_ours();
         let free = self.view.free_since();
-        (free + if behind { self.params.retry } else { Duration::ZERO }, free)
+        (free + self.waits(), free)
+    }
+
+    /// What others get of the time in which the Lease is free. Who led before, and may be the holder still, waits for
+    /// nobody. A candidate whose wall clock is behind its holder's waits a retry period more: a hub refuses a handshake
+    /// that is older than the last it saw for a key, without a word, and all pods have one key.
+    fn waits(&self) -> Duration {
+        if self.tenure.is_some() || self.may_be_ours() {
+            return Duration::ZERO;
+        }
+        let behind = self.skew.is_some_and(|skew| skew <= -BEHIND);
+        let HeadStart { freed, unmade } = self.head_start;
+        (if self.view.unmade() { unmade } else { freed }) + if behind { self.params.retry } else { Duration::ZERO }
+    }
+
+    /// Is the time that others get not over yet?
+    fn others_first(&self, now: Moment) -> bool {
+        let waits = self.waits();
+        !waits.is_zero() && now < self.view.free_since() + waits
+    }
+
+    /// Whether this pod leads, or is about to: it tries to take a Lease that is free.
+    pub fn takes(&self) -> bool {
+        self.tenure.is_some()
+            || match self.step {
+                Step::Writing { .. } => true,
+                // Not so a look at a Lease of which nothing is known, or that another holds.
+                Step::Getting { started } => self.view.known() && self.view.free_since() <= started,
+                Step::Idle | Step::ReleaseGetting | Step::ReleaseWriting => false,
+            }
     }
 
     /// Whether the Lease names us, or may do so by a write whose answer was lost.
@@ -248,12 +284,18 @@ impl Elector {
                 if self.view.held_until() > started || (led && self.tenure.is_none()) {
                     return Verdict::Done(Outcome::Held);
                 }
+                if self.others_first(now) {
+                    return Verdict::Done(Outcome::OthersFirst);
+                }
                 Verdict::Continue(self.write(started, now, wall, false))
             }
             (Step::Getting { started }, Err(StoreError::NotFound)) => {
                 let carried = self.missing(now);
                 if self.view.held_until() > started {
                     return Verdict::Done(Outcome::Held);
+                }
+                if carried.is_none() && self.others_first(now) {
+                    return Verdict::Done(Outcome::OthersFirst);
                 }
                 let fresh = self.record_now(wall);
                 let record = carried.map_or(fresh.clone(), |old| Record {

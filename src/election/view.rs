@@ -27,6 +27,8 @@ pub(super) struct View {
     observed: Option<Observed>,
     /// Until when a holder counts that vanished without releasing.
     guard: Option<Moment>,
+    /// Since when there is no Lease, as far as is known.
+    missing_since: Option<Moment>,
     last_read: Option<Moment>,
     /// No read has succeeded since `last_read`, though one was tried.
     blind: bool,
@@ -34,7 +36,7 @@ pub(super) struct View {
 
 impl View {
     pub(super) fn new(identity: String) -> Self {
-        Self { identity, observed: None, guard: None, last_read: None, blind: false }
+        Self { identity, observed: None, guard: None, missing_since: None, last_read: None, blind: false }
     }
 
     pub(super) fn identity(&self) -> &str {
@@ -73,6 +75,16 @@ impl View {
         self.guard.is_some()
     }
 
+    /// Was there never a Lease, or none since one was given back?
+    pub(super) fn unmade(&self) -> bool {
+        self.missing_since.is_some() && self.guard.is_none()
+    }
+
+    /// Is anything known of the Lease?
+    pub(super) fn known(&self) -> bool {
+        self.observed.is_some() || self.missing_since.is_some()
+    }
+
     /// The Lease is ours now: nobody before us counts any more.
     pub(super) fn forget_guard(&mut self) {
         self.guard = None;
@@ -104,7 +116,7 @@ impl View {
     /// Since when the Lease is free, or from when it will be, as far as is known.
     pub(super) fn free_since(&self) -> Moment {
         let released = self.observed.as_ref().filter(|o| o.record.holder.is_empty()).map(|o| o.seen);
-        self.held_until().max(released.unwrap_or_default())
+        self.held_until().max(released.or(self.missing_since).unwrap_or_default())
     }
 
     /// A read has succeeded. Time in which reads failed does not count as a holder's silence.
@@ -136,6 +148,7 @@ impl View {
             self.keep_guard(now, Some(&record));
         }
         self.observed = Some(Observed { record, seen: now, lease });
+        self.missing_since = None;
         true
     }
 
@@ -147,6 +160,7 @@ impl View {
             old.seen = old.seen + unseen;
         }
         self.keep_guard(now, None);
+        self.missing_since.get_or_insert(now);
         self.observed.take().map(|o| o.record).filter(|r| r.holder == self.identity)
     }
 

@@ -390,6 +390,24 @@ async fn what_rbac_forbids_is_told_and_tried_again_within_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn trouble_with_writing_lasts_though_reading_works_and_ends_when_another_holds_the_lease() {
+    let server = LeaseServer::new();
+    let client = server.client("a", 1);
+    client.script(|verb| if verb == "get" { Fate::Answered } else { Fate::Failed });
+    let campaign = bare(&client, "a", Params::default());
+    campaign.gate().quiet();
+    campaign.gate().eligible(true);
+    let mut standing = campaign.standing();
+    let troubled = async |standing: &mut tokio::sync::watch::Receiver<_>, such| {
+        standing.wait_for(|now: &wirevip::election::Standing| now.trouble.is_some() == such).await.map(drop).unwrap();
+    };
+    troubled(&mut standing, true).await;
+    assert!(tokio::time::timeout(10 * SECOND, troubled(&mut standing, false)).await.is_err(), "told as over");
+    server.write(nobody(5));
+    tokio::time::timeout(SECOND, troubled(&mut standing, false)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_standby_whose_watch_went_silent_watches_anew() {
     let server = LeaseServer::new();
     let (a, b) = a_leads_b_stands_by(&server).await;
