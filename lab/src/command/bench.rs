@@ -5,6 +5,7 @@ mod cutoff;
 mod handover;
 mod idle;
 mod outage;
+mod restarts;
 mod scale;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,8 @@ pub enum Part {
     Cutoff,
     /// The whole API server is away.
     Outage,
+    /// A container that is killed and restarted in place.
+    Restarts,
     /// A container's start.
     Starts,
     /// A pod while nothing happens.
@@ -77,11 +80,12 @@ pub fn run(spec: &WorldSpec, only: Option<Part>, extent: Extent) -> Result<()> {
 
 type Measure = fn(&WorldSpec, Extent, &Screen) -> Result<()>;
 
-const PARTS: [(Part, Measure); 8] = [
+const PARTS: [(Part, Measure); 9] = [
     (Part::Takeovers, |spec, extent, screen| within(spec.clone(), |world| takeovers(world, extent.runs(), screen))),
     (Part::Handover, handover::measure),
     (Part::Cutoff, |spec, extent, screen| within(spec.clone(), |world| cutoff::measure(world, extent.runs(), screen))),
     (Part::Outage, |spec, extent, screen| outage::measure(spec, extent.outage, screen)),
+    (Part::Restarts, restarts::measure),
     (Part::Starts, |spec, extent, screen| within(spec.clone(), |world| starts(world, extent.runs(), screen))),
     (Part::Idle, |spec, _, screen| within(spec.clone(), |world| idle::measure(world, screen))),
     (Part::Churn, |spec, _, screen| churn::measure(spec.clone(), screen)),
