@@ -16,7 +16,7 @@
 //!   hub sends to another index is for another program with this key.
 //! - Who holds answers, and starts nothing: only responses and data leave, only for a minute after the hub's last packet
 //!   for one of our own sessions or its last call. Once it speaks to another, nothing leaves until it has not for two
-//!   seconds, and then has spoken to us. Handshakes and keepalives that may not leave are *defused*, three a minute, so
+//!   seconds, and then has spoken to us; one response to another in two seconds may have lost its way. Handshakes and keepalives that may not leave are *defused*, three a minute, so
 //!   that a NAT on the way does not forget us: their first byte becomes 0.
 //! - A fence put up beside a living session does not know its index: to it the hub speaks to another. It leads as any
 //!   other, and is silent in hold, until the next handshake.

@@ -80,6 +80,10 @@ const RESPONSE: u8 = 2;
 const DATA: u8 = 4;
 const SENDER: u32 = 4;
 const RECEIVERS: [(u8, u32); 2] = [(DATA, 4), (RESPONSE, 8)];
+/// So many responses for another, in so many seconds, do not silence who holds: what answers a successor's first handshake
+/// comes to us if we spoke in that instant, and until there is an answer that reaches it the session is ours. If it
+/// happens again we speak too often for the successor ever to be answered.
+const STRAY_RESPONSES: (u64, u64) = (1, 2);
 /// No message begins so; every WireGuard throws it away before it looks at anything else.
 const NO_TYPE: u8 = 0;
 /// Data without content: header and tag.
@@ -231,7 +235,14 @@ fn listen() -> Vec<Rule> {
     let index = |(kind, receiver)| [say::udp_begins(kind), vec![say::udp_word(receiver)]].concat();
     let ours = RECEIVERS.map(|receiver| rule([index(receiver), among(MINE), goto(OURS)]));
     let others = RECEIVERS.map(|receiver| rule([index(receiver), goto(OTHER)]));
-    ours.into_iter().chain([begun(INITIATION, CALLED)]).chain(others).collect()
+    let (packets, seconds) = STRAY_RESPONSES;
+    let stray = rule([
+        say::udp_begins(RESPONSE),
+        port_among(DESTINATION_PORT, HOLD),
+        vec![Expr::Limit { packets, seconds }],
+        say::verdict(Verdict::Return),
+    ]);
+    ours.into_iter().chain([begun(INITIATION, CALLED), stray]).chain(others).collect()
 }
 
 /// Heard, unless the hub has just spoken to another: what comes to us so soon after that may be the last of a session
