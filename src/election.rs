@@ -17,6 +17,7 @@ mod driver;
 mod elector;
 pub mod gate;
 pub mod lease;
+mod stamped;
 pub mod testing;
 mod view;
 
@@ -35,6 +36,7 @@ use crate::clock::Moment;
 pub use campaign::{Campaign, Standing};
 pub use elector::{Elector, Outcome, Request, Takeover, Verdict};
 pub use gate::Gate;
+pub use stamped::ANNOTATION as STAMPED;
 
 /// What the campaign publishes, and the controller handles before all else.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -8,6 +8,8 @@ mod campaign;
 mod chance;
 #[path = "election/rules.rs"]
 mod rules;
+#[path = "election/stamps.rs"]
+mod stamps;
 #[path = "election/tables.rs"]
 mod tables;
 #[path = "election/world.rs"]

@@ -32,7 +32,7 @@ use crate::status::board::Board;
 use crate::status::{FaultsByTunnel, Snapshot};
 use crate::tunnel::network::KernelNet;
 use crate::tunnel::system::SystemLinks;
-use crate::tunnel::{Found, Nic, Slot};
+use crate::tunnel::{Backend, Found, LinkBackend, Nic, Slot};
 
 /// What the fleet is made from.
 pub(super) struct Parts {
@@ -255,7 +255,11 @@ impl Fleet {
         let parts = &self.parts;
         let store = KubeLease::new(parts.connection.client.clone(), &parts.config.namespace, name.lease());
         let campaign = match Elector::new(parts.config.election, &parts.board.pod().identity) {
-            Ok(elector) => Campaign::spawn(store, BootClock, elector, StdRng::from_os_rng()),
+            Ok(elector) => {
+                let userspace = parts.links.backend() == Backend::Userspace;
+                let elector = if userspace { elector.stamping() } else { elector };
+                Campaign::spawn(store, BootClock, elector, StdRng::from_os_rng())
+            }
             Err(error) => {
                 tracing::error!(tunnel = %name, %error, "no election can be held");
                 return;

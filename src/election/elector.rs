@@ -11,6 +11,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 
+use super::stamped::Stamped;
 use super::view::View;
 use super::{Before, Params, ParamsError, Record, StoreError, Tenure};
 use crate::clock::Moment;
@@ -96,6 +97,9 @@ pub struct Elector {
     led: Option<i32>,
     takeover: Option<Takeover>,
     skew: Option<SignedDuration>,
+    /// Our handshakes are stamped as we like.
+    stamping: bool,
+    stamped: Stamped,
     step: Step,
 }
 
@@ -115,8 +119,18 @@ impl Elector {
             led: None,
             takeover: None,
             skew: None,
+            stamping: false,
+            stamped: Stamped::default(),
             step: Step::Idle,
         })
+    }
+
+    /// The tunnel's handshakes are stamped by this process, after [`Elector::stamped`], and not by the kernel: a wall
+    /// clock that is behind is no reason to wait.
+    #[must_use]
+    pub fn stamping(mut self) -> Self {
+        self.stamping = true;
+        self
     }
 
     /// The times of this election.
@@ -155,11 +169,17 @@ impl Elector {
         self.skew
     }
 
-    /// When this candidate may go for the Lease, and from when it is free. One whose wall clock is behind its holder's leaves others a head
-    /// start of a retry period: a hub refuses a handshake that is older than the last it saw for a key, without a word,
-    /// and all pods have one key.
+    /// The latest stamp that a handshake of the tunnel's key may have had before the present or last tenure, if anything
+    /// is known of it. Ours must be later.
+    pub fn stamped(&self) -> Option<Timestamp> {
+        self.stamped.before_tenure
+    }
+
+    /// When this candidate may go for the Lease, and from when it is free. One whose wall clock is behind its holder's
+    /// leaves others a head start of a retry period, unless it stamps its handshakes itself: a hub refuses a handshake
+    /// that is older than the last it saw for a key, without a word, and all pods have one key.
     pub fn turn(&self) -> (Moment, Moment) {
-        let behind = self.skew.is_some_and(|skew| skew <= -BEHIND) && !self.may_be_ours();
+        let behind = !self.stamping && self.skew.is_some_and(|skew| skew <= -BEHIND) && !self.may_be_ours();
         let free = self.view.free_since();
         (free + if behind { self.params.retry } else { Duration::ZERO }, free)
     }
@@ -250,6 +270,7 @@ impl Elector {
                 });
                 // Who may still speak was named in a Lease that we saw.
                 let before = if self.view.guarded() { Before::Other } else { Before::Nobody };
+                self.stamped.create(wall);
                 self.step = Step::Writing { started, sent: now, silent_since: started, fast: false, before };
                 Verdict::Continue(Request::Create(record))
             }
@@ -271,7 +292,7 @@ impl Elector {
             }
             (Step::ReleaseGetting, Ok(lease)) => {
                 self.absorb(now, lease);
-                self.release_write(wall)
+                self.release_write(now, wall)
             }
             (Step::ReleaseGetting | Step::ReleaseWriting, Err(StoreError::NotFound)) => {
                 self.missing(now);
@@ -341,8 +362,9 @@ impl Elector {
             (false, true) => Before::GaveBack,
             (false, false) => Before::Other,
         };
-        let request = Request::Replace(Box::new(o.lease.clone()), record);
-        self.step = Step::Writing { started, sent: now, silent_since: o.seen.min(started), fast, before };
+        let silent_since = o.seen.min(started);
+        let request = Request::Replace(Box::new(self.stamped.replace(o, now, wall)), record);
+        self.step = Step::Writing { started, sent: now, silent_since, fast, before };
         request
     }
 
@@ -369,6 +391,7 @@ impl Elector {
         self.view.forget_guard();
         if held.is_none() {
             self.takeover = Some(Takeover { silent_since, detected: started, written: now });
+            self.stamped.won();
         }
         let (since, before) = held.map_or((now, before), |held| (held.since, held.before));
         self.led = Some(transitions);
@@ -376,7 +399,7 @@ impl Elector {
         Outcome::Won
     }
 
-    fn release_write(&mut self, wall: Timestamp) -> Verdict {
+    fn release_write(&mut self, now: Moment, wall: Timestamp) -> Verdict {
         let Some(o) = self.view.ours() else {
             self.uncertain = false;
             return Verdict::Done(Outcome::NotOurs);
@@ -387,15 +410,17 @@ impl Elector {
             transitions: o.record.transitions,
             ..self.record_now(wall)
         };
-        let request = Request::Replace(Box::new(o.lease.clone()), record);
+        let request = Request::Replace(Box::new(self.stamped.replace(o, now, wall)), record);
         self.step = Step::ReleaseWriting;
         Verdict::Continue(request)
     }
 
     /// As [`View::absorb`], with what it means for the tenure.
     fn absorb(&mut self, now: Moment, lease: Lease) -> bool {
+        let shown = self.view.observed().and_then(|o| o.shown_stamp(now));
         let changed = self.view.absorb(now, lease);
         if changed {
+            self.stamped.passed(shown);
             self.uncertain = false;
             if self.view.record().is_some_and(|r| r.is_release() || self.view.held_by_another()) {
                 self.tenure = None;
@@ -406,6 +431,7 @@ impl Elector {
 
     /// There is no Lease. Gives our own last record, if it was ours.
     fn missing(&mut self, now: Moment) -> Option<Record> {
+        self.stamped.passed(self.view.observed().and_then(|o| o.shown_stamp(now)));
         self.uncertain = false;
         self.view.missing(now)
     }
