@@ -417,10 +417,10 @@ impl Elector {
 
     /// As [`View::absorb`], with what it means for the tenure.
     fn absorb(&mut self, now: Moment, lease: Lease) -> bool {
-        let shown = self.view.observed().and_then(|o| o.shown_stamp(now));
+        let last_stamp = self.view.observed().and_then(|o| o.last_stamp(Some(&Record::from(&lease)), now));
         let changed = self.view.absorb(now, lease);
         if changed {
-            self.stamped.passed(shown);
+            self.stamped.passed(last_stamp);
             self.uncertain = false;
             if self.view.record().is_some_and(|r| r.is_release() || self.view.held_by_another()) {
                 self.tenure = None;
@@ -431,7 +431,7 @@ impl Elector {
 
     /// There is no Lease. Gives our own last record, if it was ours.
     fn missing(&mut self, now: Moment) -> Option<Record> {
-        self.stamped.passed(self.view.observed().and_then(|o| o.shown_stamp(now)));
+        self.stamped.passed(self.view.observed().and_then(|o| o.last_stamp(None, now)));
         self.uncertain = false;
         self.view.missing(now)
     }

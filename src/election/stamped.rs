@@ -13,6 +13,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 
+use super::Record;
 use super::view::Observed;
 use crate::clock::Moment;
 
@@ -40,9 +41,9 @@ pub(super) struct Stamped {
 }
 
 impl Stamped {
-    /// A record that showed so much is not the Lease's any more.
-    pub(super) fn passed(&mut self, shown: Option<Timestamp>) {
-        self.past = self.past.max(shown);
+    /// A record with this [`Observed::last_stamp`] is not the Lease's any more.
+    pub(super) fn passed(&mut self, last: Option<Timestamp>) {
+        self.past = self.past.max(last);
     }
 
     /// The Lease that is to be written next in the place of this one, but for its record; `wall` is our clock.
@@ -68,6 +69,14 @@ impl Stamped {
 }
 
 impl Observed {
+    /// The latest stamp that the maker of this record may use under it, now that `next` comes in its place: until its term
+    /// ends, unless it goes on under the next or is silent.
+    pub(super) fn last_stamp(&self, next: Option<&Record>, now: Moment) -> Option<Timestamp> {
+        let known = next.is_some_and(|next| next.holder == self.record.holder || next.is_release());
+        let silent = known || self.record.holder.is_empty();
+        self.shown_stamp(if silent { now } else { self.seen + self.record.duration() })
+    }
+
     /// The latest stamp that the maker of this record, or anybody before it, may have used until now.
     pub(super) fn shown_stamp(&self, now: Moment) -> Option<Timestamp> {
         let Self { record, seen, lease } = self;
@@ -100,7 +109,6 @@ fn note(lease: &mut Lease, latest: Option<Timestamp>, wall: Timestamp) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::election::Record;
 
     const SECOND: Duration = Duration::from_secs(1);
 

@@ -144,6 +144,36 @@ fn a_tenure_tells_how_late_the_holder_before_may_have_stamped_and_notes_it() {
 }
 
 #[test]
+fn a_holder_whose_lease_is_deleted_or_overwritten_may_stamp_on_until_its_term_is_over() {
+    let mut elector = baz();
+    elector.sight(NOW, wall(), lease(&ahead("bing", 60)));
+    let mut server = Server::default();
+    assert_eq!(server.attempt(&mut elector, NOW + 2 * SECOND), Outcome::Held, "deleted, and not released");
+    assert_eq!(server.attempt(&mut elector, NOW + 12 * SECOND), Outcome::Won);
+    assert_eq!(elector.stamped(), Some(wall() + SignedDuration::from_secs(70)));
+    let renewal = elector.next(NOW + 13 * SECOND, wall());
+    assert!(noted(&renewal) >= elector.stamped(), "what could not be noted on a new Lease: {renewal:?}");
+
+    let mut elector = baz();
+    elector.sight(NOW, wall(), lease(&ahead("bing", 60)));
+    elector.sight(NOW + 2 * SECOND, wall(), lease(&ahead("hand", 0)));
+    let mut server = Server { get: Some(lease(&ahead("hand", 0))), ..Server::default() };
+    assert_eq!(server.attempt(&mut elector, NOW + 12 * SECOND), Outcome::Won);
+    assert_eq!(elector.stamped(), Some(wall() + SignedDuration::from_secs(70)));
+}
+
+#[test]
+fn what_was_given_back_by_a_clock_that_is_right_needs_no_note() {
+    let mut elector = baz();
+    elector.sight(NOW, wall(), lease(&ahead("bing", 0)));
+    let released = Record { duration_seconds: 1, ..ahead("", 1) };
+    elector.sight(NOW + SECOND, wall() + SECOND, lease(&released));
+    let taking = elector.next(NOW + SECOND, wall() + SECOND);
+    assert!(matches!(taking, Request::Replace(..)), "{taking:?}");
+    assert_eq!(noted(&taking), None);
+}
+
+#[test]
 fn a_clock_that_is_set_back_under_a_leader_is_noted() {
     let mut elector = baz();
     let mut server = Server::default();
