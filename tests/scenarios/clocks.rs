@@ -1,7 +1,7 @@
 //! A hub drops a handshake that is not stamped later than the last it saw for the key, and all pods have one key. So pods
 //! whose clocks differ could refuse each other's succession. Not in user space.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::api::{Kind, Resource};
@@ -34,7 +34,7 @@ fn leave_as_if_ahead(world: &World) -> Result<()> {
         let hub = hub.public(hub.port).into();
         Initiation::stamped(tunnel, time)?.send(&world.topology.backends[0], hub, within)
     };
-    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+    let time = Duration::try_from(jiff::Timestamp::now().as_duration())?;
     ensure!(shake(time + AHEAD, SOON)?, "the hub did not answer a handshake that was later than all before it");
     ensure!(!shake(time + AHEAD - LEASE, SETTLE)?, "the hub answered a handshake that was older than the last");
     until("its last renewal", SOON, || {

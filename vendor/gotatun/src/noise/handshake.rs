@@ -208,8 +208,8 @@ impl TimeStamper {
 
     /// Take time reading and generate a 12 byte timestamp
     pub fn stamp(&self) -> [u8; 12] {
-        // As Linux (`tai64n_now` in drivers/net/wireguard/noise.c) and wireguard-go (tai64n/tai64n.go) have it: TAI less
-        // UTC as it was in 1970, and no leap second since.
+        // As Linux (`tai64n_now` in drivers/net/wireguard/noise.c) and wireguard-go (tai64n/tai64n.go) have it: the 10 s
+        // by which TAI was ahead of UTC before the first leap second. Those since are left out.
         const TAI64_BASE: u64 = (1u64 << 62) + 10;
         let mut ext_stamp = [0u8; 12];
         let stamp = match &self.clock {
