@@ -49,7 +49,7 @@ impl Stamped {
     /// The Lease that is to be written next in the place of this one, but for its record; `wall` is our clock.
     pub(super) fn replace(&mut self, last: &Observed, now: Moment, wall: Timestamp) -> Lease {
         // By a clock that is ahead, perhaps this very pod's before it was set back: how long ago it was, only its holder knew.
-        let ahead = last.record.renewed > Some(wall);
+        let ahead = !last.record.holder.is_empty() && last.record.renewed > Some(wall);
         let now = if ahead { last.seen + last.record.duration() } else { now };
         self.before_write = credible([self.past, last.shown_stamp(now)], wall);
         let mut lease = last.lease.clone();

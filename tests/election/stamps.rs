@@ -163,14 +163,16 @@ fn a_holder_whose_lease_is_deleted_or_overwritten_may_stamp_on_until_its_term_is
 }
 
 #[test]
-fn what_was_given_back_by_a_clock_that_is_right_needs_no_note() {
+fn who_gave_a_lease_back_stamps_nothing_later() {
     let mut elector = baz();
     elector.sight(NOW, wall(), lease(&ahead("bing", 0)));
     let released = Record { duration_seconds: 1, ..ahead("", 1) };
     elector.sight(NOW + SECOND, wall() + SECOND, lease(&released));
-    let taking = elector.next(NOW + SECOND, wall() + SECOND);
+    let taking = elector.clone().next(NOW + SECOND, wall() + SECOND);
     assert!(matches!(taking, Request::Replace(..)), "{taking:?}");
-    assert_eq!(noted(&taking), None);
+    assert_eq!(noted(&taking), None, "a clock that is right needs no note");
+    let taking = elector.next(NOW + SECOND, wall());
+    assert_eq!(noted(&taking), Some(wall() + SECOND + ms(1)), "one that is a second behind");
 }
 
 #[test]
