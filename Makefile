@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/target/tools/bin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab test faults vm simulate fuzz bench build assets check fmt clippy doc deny drift manifests arm64
+.PHONY: help lab test faults vm simulate fuzz bench build assets check fmt clippy doc deny drift manifests vendor arm64
 
 lab: ## Bring up a small internet in namespaces, take over four times, print the gaps
 	@$(SETUP)/lab.sh demo
@@ -61,13 +61,17 @@ doc: ## Fail when the code's documentation does not build cleanly
 deny: ## Fail on a licence that is not in deny.toml, or on a known vulnerability
 	$(SETUP)/deny.sh
 
-drift: ## Fail when manifests/ is not what the chart renders
+drift: ## Fail when manifests/ is not what the chart renders, or vendor/ not what was published and patched
 	$(SETUP)/assets.sh helm
 	$(SETUP)/manifests.sh --check
+	$(SETUP)/vendor.sh --check
 
 manifests: ## Render the chart into manifests/
 	$(SETUP)/assets.sh helm
 	$(SETUP)/manifests.sh
+
+vendor: ## Make vendor/gotatun from the published crate and vendor/gotatun.patch
+	$(SETUP)/vendor.sh
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -19,6 +19,7 @@ pub mod gate;
 pub mod lease;
 pub mod load;
 mod round_trip;
+mod stamped;
 pub mod testing;
 mod view;
 
@@ -39,6 +40,7 @@ pub use elector::{Elector, Outcome, Request, Takeover, Verdict};
 pub use gate::Gate;
 pub use load::{HeadStart, Load, Share};
 pub use round_trip::ANNOTATION as ROUND_TRIP;
+pub use stamped::ANNOTATION as STAMPED;
 
 /// What the campaign publishes, and the controller handles before all else.
 #[derive(Clone, PartialEq, Eq, Debug)]

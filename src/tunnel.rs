@@ -23,6 +23,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 use crate::secret::{PublicKey, SecretKey, TunnelName};
 
@@ -38,6 +39,7 @@ pub mod preflight;
 mod probe;
 pub mod resolve;
 pub mod rtnl;
+pub mod stamps;
 pub mod system;
 pub mod testing;
 pub mod userspace;
@@ -302,6 +304,10 @@ pub trait LinkBackend: Send + Sync + 'static {
 
     /// Makes the link: keyed, its UDP port bound, marked as ours, without a peer, down. It sends nothing.
     fn create(&self, plan: &LinkPlan) -> impl Future<Output = Result<(), LinkError>> + Send;
+
+    /// Handshakes of this tunnel's key may have been stamped up to `latest` by others: ours must be later from now on.
+    /// Nothing where the kernel stamps them.
+    fn stamp_after(&self, _tunnel: &TunnelName, _latest: Timestamp) {}
 
     /// Puts the hub in as a peer without a past, in place of any other, and has a handshake leave before it returns.
     /// Also the way to send a lost handshake again: a fresh peer waits for no timer of WireGuard's.

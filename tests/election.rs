@@ -10,6 +10,8 @@ mod chance;
 mod rules;
 #[path = "election/spread.rs"]
 mod spread;
+#[path = "election/stamps.rs"]
+mod stamps;
 #[path = "election/tables.rs"]
 mod tables;
 #[path = "election/world.rs"]

@@ -12,6 +12,7 @@ pub mod download;
 pub mod faults;
 pub mod forge;
 pub mod gaps;
+pub mod handshake;
 pub mod hub;
 pub mod keys;
 pub mod kubeconfig;

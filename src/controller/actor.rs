@@ -190,6 +190,9 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
     fn take_leadership(&mut self) {
         let leadership = self.leadership.borrow_and_update().clone();
         let now = self.clock.now();
+        if let (Leadership::Leading(_), Some(latest)) = (&leadership, self.standing.borrow().stamped) {
+            self.link.stamp_after(&self.controller.settings().name, latest);
+        }
         match &leadership {
             Leadership::Leading(_) if self.takeover.began.is_none() => {
                 self.takeover.began = Some(now);

@@ -31,7 +31,7 @@ use crate::status::board::Board;
 use crate::status::{FaultsByTunnel, Snapshot};
 use crate::tunnel::network::KernelNet;
 use crate::tunnel::system::SystemLinks;
-use crate::tunnel::{Found, Nic, Slot};
+use crate::tunnel::{Backend, Found, LinkBackend, Nic, Slot};
 
 /// What the fleet is made from.
 pub(super) struct Parts {
@@ -83,6 +83,7 @@ impl Fleet {
     pub(super) fn new(parts: Parts) -> anyhow::Result<Self> {
         // Times or an identity that no election can be held by are found here, before any tunnel is touched.
         let elector = Elector::new(parts.config.election, &parts.board.pod().identity)?;
+        let elector = if parts.links.backend() == Backend::Userspace { elector.stamping() } else { elector };
         let client = &parts.connection.client;
         let secret = crate::secret::watch::spawn(client.clone(), &parts.config.namespace, &parts.config.secret_name);
         let (services, watches) = services::watch::spawn(client, parts.config.service_namespace.as_deref());

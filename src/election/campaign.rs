@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use rand::Rng;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -30,6 +30,8 @@ pub struct Standing {
     pub clock_skew: Option<SignedDuration>,
     /// See [`Elector::told_round_trip`].
     pub round_trip: Option<Duration>,
+    /// See [`Elector::stamped`]. Published before the tenure that it is for.
+    pub stamped: Option<Timestamp>,
     /// How the present or last tenure of this pod came about.
     pub takeover: Option<Takeover>,
     /// Why the last request or watch failed, with its causes; `None`: it did not.

@@ -167,6 +167,7 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
             transitions: self.elector.record().map(|r| r.transitions),
             clock_skew: self.elector.clock_skew(),
             round_trip: self.elector.told_round_trip(),
+            stamped: self.elector.stamped(),
             takeover: self.elector.takeover(),
             trouble: self.trouble.clone().or_else(|| self.watch_trouble.clone()),
             resigned: self.resigned,

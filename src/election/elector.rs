@@ -12,7 +12,8 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 
 use super::round_trip;
-use super::view::{Observed, View};
+use super::stamped::Stamped;
+use super::view::View;
 use super::{Before, HeadStart, Params, ParamsError, Record, StoreError, Tenure};
 use crate::clock::Moment;
 
@@ -102,6 +103,9 @@ pub struct Elector {
     round_trip: Option<Duration>,
     /// What others get because of all else that this pod leads.
     head_start: HeadStart,
+    /// Our handshakes are stamped as we like.
+    stamping: bool,
+    stamped: Stamped,
     step: Step,
 }
 
@@ -123,8 +127,18 @@ impl Elector {
             skew: None,
             round_trip: None,
             head_start: HeadStart::default(),
+            stamping: false,
+            stamped: Stamped::default(),
             step: Step::Idle,
         })
+    }
+
+    /// The tunnel's handshakes are stamped by this process, after [`Elector::stamped`], and not by the kernel: a wall
+    /// clock that is behind is no reason to wait.
+    #[must_use]
+    pub fn stamping(mut self) -> Self {
+        self.stamping = true;
+        self
     }
 
     /// The times of this election.
@@ -163,6 +177,12 @@ impl Elector {
         self.skew
     }
 
+    /// The latest stamp that a handshake of the tunnel's key may have had before the present or last tenure, if anything
+    /// is known of it. Ours must be later.
+    pub fn stamped(&self) -> Option<Timestamp> {
+        self.stamped.before_tenure
+    }
+
     /// How long the hub takes to answer, as whoever led last left it in the Lease.
     pub fn told_round_trip(&self) -> Option<Duration> {
         round_trip::read(&self.view.observed()?.lease)
@@ -185,13 +205,14 @@ impl Elector {
     }
 
     /// What others get of the time in which the Lease is free. Who led before, and may be the holder still, waits for
-    /// nobody. A candidate whose wall clock is behind its holder's waits a retry period more: a hub refuses a handshake
-    /// that is older than the last it saw for a key, without a word, and all pods have one key.
+    /// nobody. A candidate whose wall clock is behind its holder's waits a retry period more, unless it stamps its
+    /// handshakes itself: a hub refuses a handshake that is older than the last it saw for a key, without a word, and all
+    /// pods have one key.
     fn waits(&self) -> Duration {
         if self.tenure.is_some() || self.may_be_ours() {
             return Duration::ZERO;
         }
-        let behind = self.skew.is_some_and(|skew| skew <= -BEHIND);
+        let behind = !self.stamping && self.skew.is_some_and(|skew| skew <= -BEHIND);
         let HeadStart { freed, unmade } = self.head_start;
         (if self.view.unmade() { unmade } else { freed }) + if behind { self.params.retry } else { Duration::ZERO }
     }
@@ -305,6 +326,7 @@ impl Elector {
                 });
                 // Who may still speak was named in a Lease that we saw.
                 let before = if self.view.guarded() { Before::Other } else { Before::Nobody };
+                self.stamped.create(wall);
                 self.step = Step::Writing { started, sent: now, silent_since: started, fast: false, before };
                 Verdict::Continue(Request::Create(record))
             }
@@ -326,7 +348,7 @@ impl Elector {
             }
             (Step::ReleaseGetting, Ok(lease)) => {
                 self.absorb(now, lease);
-                self.release_write(wall)
+                self.release_write(now, wall)
             }
             (Step::ReleaseGetting | Step::ReleaseWriting, Err(StoreError::NotFound)) => {
                 self.missing(now);
@@ -396,15 +418,10 @@ impl Elector {
             (false, true) => Before::GaveBack,
             (false, false) => Before::Other,
         };
-        let request = self.replace(o, record);
-        self.step = Step::Writing { started, sent: now, silent_since: o.seen.min(started), fast, before };
+        let silent_since = o.seen.min(started);
+        let request = replacing(self.stamped.replace(o, now, wall), self.round_trip, record);
+        self.step = Step::Writing { started, sent: now, silent_since, fast, before };
         request
-    }
-
-    fn replace(&self, last: &Observed, record: Record) -> Request {
-        let mut lease = last.lease.clone();
-        round_trip::write(&mut lease, self.round_trip);
-        Request::Replace(Box::new(lease), record)
     }
 
     /// Our record was written.
@@ -430,6 +447,7 @@ impl Elector {
         self.view.forget_guard();
         if held.is_none() {
             self.takeover = Some(Takeover { silent_since, detected: started, written: now });
+            self.stamped.won();
         }
         let (since, before) = held.map_or((now, before), |held| (held.since, held.before));
         self.led = Some(transitions);
@@ -437,7 +455,7 @@ impl Elector {
         Outcome::Won
     }
 
-    fn release_write(&mut self, wall: Timestamp) -> Verdict {
+    fn release_write(&mut self, now: Moment, wall: Timestamp) -> Verdict {
         let Some(o) = self.view.ours() else {
             self.uncertain = false;
             return Verdict::Done(Outcome::NotOurs);
@@ -448,15 +466,17 @@ impl Elector {
             transitions: o.record.transitions,
             ..self.record_now(wall)
         };
-        let request = self.replace(o, record);
+        let request = replacing(self.stamped.replace(o, now, wall), self.round_trip, record);
         self.step = Step::ReleaseWriting;
         Verdict::Continue(request)
     }
 
     /// As [`View::absorb`], with what it means for the tenure.
     fn absorb(&mut self, now: Moment, lease: Lease) -> bool {
+        let last_stamp = self.view.observed().and_then(|o| o.last_stamp(Some(&Record::from(&lease)), now));
         let changed = self.view.absorb(now, lease);
         if changed {
+            self.stamped.passed(last_stamp);
             self.uncertain = false;
             if self.view.record().is_some_and(|r| r.is_release() || self.view.held_by_another()) {
                 self.tenure = None;
@@ -467,9 +487,16 @@ impl Elector {
 
     /// There is no Lease. Gives our own last record, if it was ours.
     fn missing(&mut self, now: Moment) -> Option<Record> {
+        self.stamped.passed(self.view.observed().and_then(|o| o.last_stamp(None, now)));
         self.uncertain = false;
         self.view.missing(now)
     }
+}
+
+/// The write of this record into a Lease, with what a successor should know.
+fn replacing(mut lease: Lease, round_trip: Option<Duration>, record: Record) -> Request {
+    round_trip::write(&mut lease, round_trip);
+    Request::Replace(Box::new(lease), record)
 }
 
 /// Whether a write that was answered so may have landed.

@@ -3,6 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 
+use jiff::Timestamp;
+
 use super::kernel::Kernel;
 use super::rtnl::Rtnl;
 use super::userspace::Userspace;
@@ -39,6 +41,13 @@ impl LinkBackend for SystemLinks {
         match self {
             Self::Kernel(links) => links.create(plan).await,
             Self::Userspace(links) => links.create(plan).await,
+        }
+    }
+
+    fn stamp_after(&self, tunnel: &TunnelName, latest: Timestamp) {
+        match self {
+            Self::Kernel(links) => links.stamp_after(tunnel, latest),
+            Self::Userspace(links) => links.stamp_after(tunnel, latest),
         }
     }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use gotatun::device::{Device, DeviceBuilder, Peer};
 use gotatun::x25519;
 use ipnetwork::IpNetwork;
+use jiff::Timestamp;
 use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 use tokio::net::UdpSocket;
@@ -21,7 +22,9 @@ use tun_rs::AsyncDevice;
 
 use super::carrier::{self, Tun, Udp};
 use super::rtnl::Rtnl;
+use super::stamps::Stamps;
 use super::{Alias, Backend, LinkBackend, LinkError, LinkPlan, LinkStats, PeerPlan};
+use crate::clock::BootClock;
 use crate::secret::TunnelName;
 
 /// Longest wait for a handshake initiation to reach the kernel, and for a device to stop.
@@ -35,6 +38,8 @@ pub struct Userspace {
     /// `None` only while it is dropped.
     runtime: Option<Runtime>,
     links: Mutex<HashMap<TunnelName, Actor>>,
+    /// A link is made anew for each tenure; its stamps go on.
+    stamps: Mutex<HashMap<TunnelName, Arc<Stamps>>>,
 }
 
 struct Actor {
@@ -55,7 +60,12 @@ impl Userspace {
         let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2));
         let runtime =
             Builder::new_multi_thread().worker_threads(workers).thread_name("wireguard").enable_all().build()?;
-        Ok(Self { rtnl, runtime: Some(runtime), links: Mutex::default() })
+        Ok(Self { rtnl, runtime: Some(runtime), links: Mutex::default(), stamps: Mutex::default() })
+    }
+
+    fn stamps(&self, tunnel: &TunnelName) -> Arc<Stamps> {
+        let mut stamps = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(stamps.entry(tunnel.clone()).or_insert_with(|| Arc::new(Stamps::new(BootClock))))
     }
 
     fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<JoinHandle<T>> {
@@ -118,7 +128,7 @@ impl LinkBackend for Userspace {
         })?;
         let (orders, inbox) = mpsc::channel(8);
         let (ready, made) = oneshot::channel();
-        let actor = run(plan.clone(), socket, inbox, ready);
+        let actor = run(plan.clone(), self.stamps(&plan.name), socket, inbox, ready);
         let task = self.spawn(actor).ok_or_else(|| LinkError::Lost { name: name.to_owned() })?;
         made.await.map_err(|_| LinkError::Lost { name: name.to_owned() })??;
         self.links.lock().unwrap_or_else(PoisonError::into_inner).insert(plan.name.clone(), Actor { orders, task });
@@ -128,6 +138,10 @@ impl LinkBackend for Userspace {
             let _ = self.remove(&plan.name).await;
         }
         marked
+    }
+
+    fn stamp_after(&self, tunnel: &TunnelName, latest: Timestamp) {
+        self.stamps(tunnel).begin_after(latest);
     }
 
     async fn fresh_peer(&self, plan: &LinkPlan) -> Result<(), LinkError> {
@@ -172,12 +186,13 @@ impl LinkBackend for Userspace {
 /// One link's life: makes the device, tells so, follows orders until told to stop or the device fails.
 async fn run(
     plan: LinkPlan,
+    stamps: Arc<Stamps>,
     socket: std::net::UdpSocket,
     mut inbox: mpsc::Receiver<Order>,
     ready: oneshot::Sender<Result<(), LinkError>>,
 ) {
     let name = plan.name.clone();
-    let mut link = match Link::new(plan, socket).await {
+    let mut link = match Link::new(plan, stamps, socket).await {
         Ok(link) => {
             let _ = ready.send(Ok(()));
             link
@@ -215,6 +230,7 @@ async fn run(
 /// The device and what we must remember beside it.
 struct Link {
     device: Carried,
+    stamps: Arc<Stamps>,
     /// Socket and TUN: gone when nobody holds them any more.
     carriers: (Weak<UdpSocket>, Weak<AsyncDevice>),
     initiated: Arc<Notify>,
@@ -224,7 +240,7 @@ struct Link {
 }
 
 impl Link {
-    async fn new(plan: LinkPlan, socket: std::net::UdpSocket) -> Result<Self, LinkError> {
+    async fn new(plan: LinkPlan, stamps: Arc<Stamps>, socket: std::net::UdpSocket) -> Result<Self, LinkError> {
         let udp = Udp::new(socket).map_err(failed("preparing the tunnel's UDP socket"))?;
         let tun = tun_rs::DeviceBuilder::new().name(plan.name.as_str()).enable(false).build_async();
         let tun = Arc::new(tun.map_err(|error| tun_error(plan.name.as_str(), error))?);
@@ -241,14 +257,14 @@ impl Link {
             .map_err(gotatun_failed("starting WireGuard"))?;
         // A device without peers starts no tasks until it is reconfigured, and this counts as that.
         device.clear_peers().await.map_err(gotatun_failed("starting WireGuard"))?;
-        Ok(Self { device, carriers, initiated, mtu, past: (0, 0) })
+        Ok(Self { device, stamps, carriers, initiated, mtu, past: (0, 0) })
     }
 
     async fn fresh(&mut self, plan: &PeerPlan, mtu: u16) -> Result<(), LinkError> {
         let LinkStats { received, sent, .. } = self.stats().await;
         self.past = (received, sent);
         self.mtu.send_replace(mtu);
-        let peer = peer(plan)?;
+        let peer = peer(plan)?.with_stamp_clock(self.stamps.clone());
         let key = peer.public_key;
         let replace = self.device.write(async |device| {
             for old in device.peers().await {

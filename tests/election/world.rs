@@ -20,7 +20,7 @@ pub fn ms(millis: u64) -> Duration {
 }
 
 /// A clock that runs at a rate of its own, with a wall clock that is off.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Skewed {
     pub base: TokioClock,
     pub rate: f64,
@@ -119,15 +119,25 @@ impl Candidate {
         params: Params,
         falls_in: Duration,
     ) -> Self {
-        let elector = Elector::new(params, name).unwrap();
+        Self::with(Elector::new(params, name).unwrap(), client, witness, clock, falls_in)
+    }
+
+    /// One that stamps its handshakes itself.
+    pub fn start_stamping(client: LeaseClient, witness: &Witness, name: &str, clock: Skewed) -> Self {
+        let elector = Elector::new(Params::default(), name).unwrap().stamping();
+        Self::with(elector, client, witness, clock, Duration::ZERO)
+    }
+
+    fn with(elector: Elector, client: LeaseClient, witness: &Witness, clock: Skewed, falls_in: Duration) -> Self {
+        let name = elector.identity().to_owned();
         let rng = StdRng::seed_from_u64(name.bytes().map(u64::from).sum());
         let campaign = Campaign::spawn(client.clone(), clock.clone(), elector, rng);
-        let tunnel = Tunnel { name: name.to_owned(), clock, until: Arc::default(), witness: witness.clone() };
+        let tunnel = Tunnel { name: name.clone(), clock, until: Arc::default(), witness: witness.clone() };
         witness.tunnels.lock().unwrap().push(tunnel.clone());
         campaign.gate().quiet();
         campaign.gate().eligible(true);
         let controller = tokio::spawn(control(campaign.leadership(), campaign.gate(), tunnel.clone(), falls_in));
-        Self { name: name.to_owned(), client, campaign, tunnel, controller: Controller(controller) }
+        Self { name, client, campaign, tunnel, controller: Controller(controller) }
     }
 
     pub fn simple(server: &LeaseServer, witness: &Witness, name: &str) -> Self {

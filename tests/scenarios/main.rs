@@ -8,6 +8,7 @@
 mod api;
 mod bad_input;
 mod claims;
+mod clocks;
 mod events;
 mod far;
 mod faults;
