@@ -297,6 +297,7 @@ impl Controller {
         if self.failed_last(step) {
             self.failing = None;
         }
+        self.actual.doubts.open &= !step.writes_fence();
         match step {
             Step::Speak => self.actual.speaking = true,
             Step::Quiet => self.actual.speaking = false,
@@ -396,7 +397,8 @@ impl Controller {
                 self.next_audit = now + AUDIT_EVERY;
                 self.fence_in_doubt = false;
             }
-            Step::ArmFence { .. } | Step::CloseFence => self.fence_in_doubt = true,
+            Step::ArmFence { .. } => (self.fence_in_doubt, self.actual.doubts.open) = (true, true),
+            Step::CloseFence => self.fence_in_doubt = true,
             Step::HoldFence { .. } => (self.hold_refused, self.retry_at) = (true, now),
             Step::CreateLink(plan) => self.actual.doubts.link = Some(Arc::clone(plan)),
             Step::ApplyForwards(_) => self.actual.doubts.forwards = true,

@@ -57,12 +57,14 @@ pub(super) struct Actual {
 }
 
 /// What a step that failed may have made all the same: the kernel's answer came late, or was lost. It is removed on the
-/// way down.
+/// way down, and what may be open is closed before anybody is told that it is.
 #[derive(Debug, Default)]
 pub(super) struct Doubts {
     pub(super) link: Option<Arc<LinkPlan>>,
     pub(super) forwards: bool,
     pub(super) fence: bool,
+    /// The fence may be open, though it is taken for closed or in hold.
+    pub(super) open: bool,
 }
 
 /// The link's peer.

@@ -38,9 +38,11 @@ impl Controller {
 
     /// Answers go on; what is forwarded stays true, and nothing is begun.
     pub(super) fn next_hold(&mut self, then: Moment, now: Moment) -> Next {
-        if let Fence::Armed { port, .. } = self.actual.fence {
+        match self.actual.fence {
             // The kernel lets it fall by itself; this does not trust two clocks to agree, or is earlier.
-            return Next::Do(Step::HoldFence { port });
+            Fence::Armed { port, .. } => return Next::Do(Step::HoldFence { port }),
+            Fence::Held { port, .. } if self.actual.doubts.open => return Next::Do(Step::HoldFence { port }),
+            _ => {}
         }
         if self.actual.speaking {
             return Next::Do(Step::Quiet);
@@ -65,13 +67,13 @@ impl Controller {
     pub(super) fn next_down(&mut self, now: Moment) -> Next {
         // A tenure that has ended closed the fence in the kernel; shutting it as well costs one transaction and does
         // not trust two clocks to agree. If that fails, the link's going is as good; the two take turns.
-        let open = matches!(self.actual.fence, Fence::Armed { .. } | Fence::Held { .. });
+        let open = matches!(self.actual.fence, Fence::Armed { .. } | Fence::Held { .. }) || self.actual.doubts.open;
         let linked = self.actual.link().is_some();
         if open && linked && !self.close_failed {
             return self.unless_waiting(now, Step::CloseFence);
         }
         // Without a fence everything may pass, so that only the link's going is silence.
-        let closed = matches!(self.actual.fence, Fence::Closed { .. });
+        let closed = matches!(self.actual.fence, Fence::Closed { .. }) && !open;
         if self.actual.speaking && (closed || !linked) {
             return Next::Do(Step::Quiet);
         }

@@ -33,8 +33,8 @@ impl Controller {
             && until <= now
             && self.hold_as.is_some()
         {
-            // The kernel has let it fall.
-            self.actual.fence = Fence::Held { port, foreign: None };
+            // The kernel lets it fall too, by a clock of its own.
+            (self.actual.fence, self.actual.doubts.open) = (Fence::Held { port, foreign: None }, true);
         }
         match self.actual.fence {
             Fence::Held { foreign: None, .. } => return Next::Do(Step::AskFence),

@@ -99,6 +99,12 @@ pub enum Next {
 }
 
 impl Step {
+    /// Does the fence stand, after it, as it says and no other way?
+    pub(super) fn writes_fence(&self) -> bool {
+        use Step::{ArmFence, CloseFence, HoldFence, RaiseFence, RemoveFence};
+        matches!(self, RaiseFence { .. } | ArmFence { .. } | HoldFence { .. } | CloseFence | RemoveFence)
+    }
+
     /// Its name, and the stage of the code that it is carried out by.
     pub fn names(&self) -> (&'static str, &'static str) {
         match self {

@@ -256,6 +256,24 @@ fn a_fence_that_cannot_be_opened_or_closed_is_looked_at_and_made_again() {
 }
 
 #[test]
+fn a_fence_that_an_arming_without_an_answer_may_have_opened_is_closed_before_the_lease_goes() {
+    // Beside a living peer: an outsider had deleted the fence.
+    let mut controller = leader();
+    let audit = Step::Audit(Arc::clone(controller.plan().unwrap()));
+    controller.done(&audit, Outcome::Drift(Drift { fence: true, ..Drift::default() }), at(600));
+    for expected in ["RaiseFence", "ArmFence"] {
+        let Next::Do(step) = controller.next(at(600)) else { panic!("no {expected}") };
+        assert_eq!(names(std::slice::from_ref(&step)), [expected]);
+        match step {
+            Step::ArmFence { .. } => controller.failed(&step, "ENOBUFS".into(), at(600)),
+            _ => controller.done(&step, Outcome::Done, at(600)),
+        }
+    }
+    controller.handle(following(), at(610));
+    assert_eq!(names(&settle(&mut controller, at(610)))[..2], ["CloseFence", "Quiet"]);
+}
+
+#[test]
 fn a_failing_step_is_tried_again_ever_more_slowly_and_then_another_pod_may_try() {
     let mut controller = standby();
     controller.handle(leading(at(60_000)), at(0));

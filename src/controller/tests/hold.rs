@@ -77,6 +77,23 @@ fn the_lease_renewed_leads_on_with_the_session_that_was_held() {
 }
 
 #[test]
+fn a_lapsed_fence_is_told_to_hold_before_the_lease_goes_though_the_lease_came_back_in_between() {
+    // The kernel's ticks may be slower than our clock, and its answer to a re-arming may be lost.
+    for answer_lost in [false, true] {
+        let mut controller = holder();
+        controller.handle(tenure(0, 10_000, 1, true), at(5000));
+        assert_eq!(controller.next(at(5000)), Next::Do(Step::AskFence));
+        if answer_lost {
+            controller.done(&Step::AskFence, Outcome::Foreign(false), at(5000));
+            let Next::Do(arm @ Step::ArmFence { .. }) = controller.next(at(5000)) else { panic!("it is not armed") };
+            controller.failed(&arm, "ENOBUFS".into(), at(5000));
+        }
+        controller.handle(Event::Stop(Ending::HandOver), at(5001));
+        assert_eq!(steps(&mut controller, at(5001))[..2], ["HoldFence", "Quiet"], "answer lost: {answer_lost}");
+    }
+}
+
+#[test]
 fn a_session_that_the_hub_may_have_forgotten_is_made_afresh() {
     let fresh = ["Speak", "AskFence", "ArmFence", "SetPeer", "Probe"];
     let mut led_by_another = held();
