@@ -327,6 +327,10 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
                     if free {
                         self.earliest = self.earliest.min(now);
                     }
+                    if self.elector.holder().is_some_and(|holder| !holder.is_empty()) && !ours {
+                        // While it renews, nothing is asked that could tell.
+                        self.reached();
+                    }
                 }
             }
             Some(Sight::Gone) => {
@@ -361,8 +365,8 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
         self.unseen_by_watch = !self.unseen_by_watch;
     }
 
-    /// Tells of trouble once, until an attempt has come to an end without any: that the Lease can be read is no news where
-    /// it cannot be written.
+    /// Tells of trouble once, until an attempt has come to an end without any, or another is seen to hold the Lease: that
+    /// it can be read is no news where it cannot be written.
     fn note(&mut self, error: Option<&StoreError>, verdict: &Verdict) {
         let trouble = error
             .filter(|e| matches!(e, StoreError::Forbidden { .. } | StoreError::TimedOut(_) | StoreError::Other { .. }));
@@ -372,9 +376,14 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
                 tracing::warn!(error, "the Lease cannot be reached");
             }
             self.trouble = Some(error);
-        } else if self.trouble.is_some() && matches!(verdict, Verdict::Done(outcome) if *outcome != Outcome::Failed) {
+        } else if matches!(verdict, Verdict::Done(outcome) if *outcome != Outcome::Failed) {
+            self.reached();
+        }
+    }
+
+    fn reached(&mut self) {
+        if self.trouble.take().is_some() {
             tracing::info!("the Lease is reached again");
-            self.trouble = None;
         }
     }
 }
