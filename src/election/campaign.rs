@@ -14,7 +14,7 @@ use rand::Rng;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::driver::Driver;
+use super::driver::{Driver, Handle};
 use super::gate::{Gate, Wish};
 use super::{Elector, Leadership, LeaseStore, Share, Takeover};
 use crate::clock::Clock;
@@ -71,7 +71,8 @@ impl Campaign {
         let gate = Gate::new();
         let (leadership_tx, leadership) = watch::channel(Leadership::Following { holder: None });
         let (standing_tx, standing) = watch::channel(Standing::default());
-        let driver = Driver::new(store, clock, elector, rng, share, gate.clone(), leadership_tx, standing_tx);
+        let handle = Handle { gate: gate.clone(), leadership: leadership_tx, standing: standing_tx };
+        let driver = Driver::new(store, clock, elector, rng, share, handle);
         Self { gate, leadership, standing, task: tokio::spawn(driver.run()) }
     }
 

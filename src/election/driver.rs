@@ -33,6 +33,13 @@ struct Fall {
 
 type Answer = Pin<Box<dyn Future<Output = Result<Lease, StoreError>> + Send>>;
 
+/// Where a campaign and its holder meet: what a driver is told, and what it tells.
+pub(super) struct Handle {
+    pub(super) gate: Gate,
+    pub(super) leadership: watch::Sender<Leadership>,
+    pub(super) standing: watch::Sender<Standing>,
+}
+
 pub(super) struct Driver<S, C, R> {
     store: Arc<S>,
     clock: Arc<C>,
@@ -63,16 +70,8 @@ pub(super) struct Driver<S, C, R> {
 }
 
 impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
-    pub(super) fn new(
-        store: S,
-        clock: C,
-        elector: Elector,
-        rng: R,
-        share: Share,
-        gate: Gate,
-        leadership: watch::Sender<Leadership>,
-        standing: watch::Sender<Standing>,
-    ) -> Self {
+    pub(super) fn new(store: S, clock: C, elector: Elector, rng: R, share: Share, handle: Handle) -> Self {
+        let Handle { gate, leadership, standing } = handle;
         let sights = store.watch();
         Self {
             store: Arc::new(store),
@@ -330,6 +329,10 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
                     if free {
                         self.earliest = self.earliest.min(now);
                     }
+                    if self.elector.holder().is_some_and(|holder| !holder.is_empty()) && !ours {
+                        // While it renews, nothing is asked that could tell.
+                        self.reached();
+                    }
                 }
             }
             Some(Sight::Gone) => {
@@ -364,8 +367,8 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
         self.unseen_by_watch = !self.unseen_by_watch;
     }
 
-    /// Tells of trouble once, until an attempt has come to an end without any: that the Lease can be read is no news where
-    /// it cannot be written.
+    /// Tells of trouble once, until an attempt has come to an end without any, or another is seen to hold the Lease: that
+    /// it can be read is no news where it cannot be written.
     fn note(&mut self, error: Option<&StoreError>, verdict: &Verdict) {
         let trouble = error
             .filter(|e| matches!(e, StoreError::Forbidden { .. } | StoreError::TimedOut(_) | StoreError::Other { .. }));
@@ -375,9 +378,14 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
                 tracing::warn!(error, "the Lease cannot be reached");
             }
             self.trouble = Some(error);
-        } else if self.trouble.is_some() && matches!(verdict, Verdict::Done(outcome) if *outcome != Outcome::Failed) {
+        } else if matches!(verdict, Verdict::Done(outcome) if *outcome != Outcome::Failed) {
+            self.reached();
+        }
+    }
+
+    fn reached(&mut self) {
+        if self.trouble.take().is_some() {
             tracing::info!("the Lease is reached again");
-            self.trouble = None;
         }
     }
 }

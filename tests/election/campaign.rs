@@ -394,6 +394,7 @@ async fn trouble_with_writing_lasts_though_reading_works_and_ends_when_another_h
     let server = LeaseServer::new();
     let client = server.client("a", 1);
     client.script(|verb| if verb == "get" { Fate::Answered } else { Fate::Failed });
+    client.weather(Weather { latency: ms(1)..ms(2), ..Weather::default() });
     let campaign = bare(&client, "a", Params::default());
     campaign.gate().quiet();
     campaign.gate().eligible(true);

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use wirevip::clock::TokioClock;
 use wirevip::election::testing::{LeaseServer, Weather};
-use wirevip::election::{Campaign, Elector, HeadStart, Leadership, Load, Outcome, Params};
+use wirevip::election::{Campaign, Elector, HeadStart, Leadership, Load, Outcome, Params, Request};
 
 use crate::tables::{NOW, Server, baz, lease, rec, wall};
 use crate::world::{SECOND, ms, until};
@@ -249,4 +249,7 @@ fn only_an_attempt_to_take_what_is_free_counts_as_leading() {
     assert!(elector.takes());
     elector.release();
     assert!(!elector.takes());
+    elector.sight(NOW + 11 * SECOND, wall(), lease(&rec("", 1)));
+    let Request::Replace(..) = elector.next(NOW + 11 * SECOND, wall()) else { panic!("no update") };
+    assert!(elector.takes(), "what was given back needs no get");
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lab::World;
+use lab::api::Request;
 use lab::clock::{now, pause};
 
 use super::super::screen::Screen;
@@ -32,13 +33,8 @@ pub(super) fn look(world: &World, role: impl Fn(u8) -> String, screen: &Screen) 
     for (sidecar, before) in world.sidecars.iter().zip(before) {
         let id = sidecar.process()?.id();
         let role = role(sidecar.node);
-        let mut verbs: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-        for request in requests.iter().skip(asked).filter(|request| request.user == sidecar.pod) {
-            *verbs.entry((&request.verb, &request.resource)).or_default() += 1;
-        }
-        let verbs: Vec<String> = verbs
-            .iter()
-            .map(|((verb, resource), n)| format!("{verb} {resource} {:.2}/s", *n as f64 / seconds))
+        let verbs: Vec<String> = by_verb(requests.iter().skip(asked).filter(|request| request.user == sidecar.pod))
+            .map(|(verb, resource, n)| format!("{verb} {resource} {:.2}/s", n as f64 / seconds))
             .collect();
         screen.tell(&format!(
             "idle {role} (node {}): RSS {:.1} MB, {:.2} % of a core, API requests: {}",
@@ -49,6 +45,17 @@ pub(super) fn look(world: &World, role: impl Fn(u8) -> String, screen: &Screen) 
         ));
     }
     Ok(())
+}
+
+/// How many requests there are of each verb and resource.
+pub(super) fn by_verb<'a>(
+    requests: impl Iterator<Item = &'a Request>,
+) -> impl Iterator<Item = (&'a str, &'a str, usize)> {
+    let mut verbs: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for request in requests {
+        *verbs.entry((&request.verb, &request.resource)).or_default() += 1;
+    }
+    verbs.into_iter().map(|((verb, resource), n)| (verb, resource, n))
 }
 
 /// VmRSS in MB (10^6).

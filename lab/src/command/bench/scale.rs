@@ -68,6 +68,10 @@ fn play(world: &mut World, screen: &Screen) -> Result<()> {
     let changes = (0..names.len()).map(|index| Ok(world.lease(index)?.map_or(0, |lease| lease.transitions)));
     let changes: i64 = changes.sum::<Result<i64>>()?;
     screen.tell(&format!("{changes} changes of leader until then"));
+    let requests = world.api.requests();
+    let of_pods = requests.iter().filter(|request| world.sidecars.iter().any(|sidecar| sidecar.pod == request.user));
+    let asked: Vec<_> = idle::by_verb(of_pods).map(|(verb, resource, n)| format!("{n} {verb} {resource}")).collect();
+    screen.tell(&format!("API requests of all pods until then: {}", asked.join(", ")));
     let leads = |node| format!("with {} of {} tunnels", led.get(&node).unwrap_or(&0), names.len());
     idle::look(world, leads, screen)?;
     change(world, &services, &backends, screen)
