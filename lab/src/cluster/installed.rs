@@ -147,7 +147,7 @@ impl Installed {
     pub fn logs(&self) -> String {
         let say = |words: &[&str]| self.cluster.kubectl(words, "").unwrap_or_else(|error| format!("{error:#}"));
         let logs = say(&["logs", "-n", NAMESPACE, "-l", "app.kubernetes.io/name=wirevip", "--prefix", "--tail=200"]);
-        format!("{}\n{logs}", say(&["get", "pods,events", "--all-namespaces", "-o", "wide"]))
+        format!("{}\n{logs}", say(&["get", "pods,events", "--all-namespaces"]))
     }
 
     /// Uninstalls the chart; nothing that it made is left, but the Leases and the Secret with the namespace.
