@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/target/tools/bin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab test faults vm simulate fuzz bench build assets check fmt clippy doc deny drift manifests vendor arm64
+.PHONY: help lab test faults vm cluster cluster-down cluster-test image simulate fuzz bench build assets check fmt clippy doc deny drift manifests vendor arm64
 
 lab: ## Bring up a small internet in namespaces, take over four times, print the gaps
 	@$(SETUP)/lab.sh demo
@@ -22,6 +22,15 @@ faults: ## Let every fault, and WIREVIP_FAULT_PAIRS (200) random pairs, befall r
 
 vm: ## Run tests on kernel WireGuard, in a virtual machine with a Debian kernel
 	@$(SETUP)/vm.sh
+
+cluster: ## Bring up a real Kubernetes cluster in namespaces: control plane, three nodes, containers
+	@$(SETUP)/cluster.sh up
+
+cluster-down: ## End it; nothing is left on the machine
+	@$(SETUP)/cluster.sh down
+
+cluster-test: ## Install the chart on such a cluster, disrupt it, and measure at a client outside
+	@$(SETUP)/cluster-test.sh
 
 simulate: ## Let whole daemons live through a million random histories (HISTORIES=…, SEED=…), in optimised code
 	$(SETUP)/rust.sh
@@ -40,6 +49,9 @@ build: ## Build the static release binary for this machine
 
 arm64: ## Build the static release binary for arm64
 	$(SETUP)/static.sh aarch64
+
+image: ## Write the image into target/image/, an OCI archive, without an engine or a registry
+	@$(SETUP)/image.sh
 
 assets: ## Build what only tests need (kube-apiserver, etcd, client-go's elector, helm) from Go modules
 	$(SETUP)/assets.sh kube elector helm
@@ -74,4 +86,4 @@ vendor: ## Make vendor/gotatun from the published crate and vendor/gotatun.patch
 	$(SETUP)/vendor.sh
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # build.sh OUTDIR [NAME …]: etcd, kube-apiserver and client-go's elector, or some of them, from their Go modules, for
-# the tests.
+# the tests; `cluster`: all of Kubernetes in one program, for `make cluster`.
 #
 # What is up to date is left alone: beside each binary lies a stamp of its sources and the Go that built it. A
 # kube-apiserver or an etcd of KUBEBUILDER_ASSETS is used where it is, and one on PATH, if new enough: etcd before 3.6
 # (Debian's is 3.4) cannot tell the API server's watch cache how far it is. Exit 1, with the reason, where Go is missing.
 set -euo pipefail
 
-[ $# -ge 1 ] || { echo "usage: $0 OUTDIR [etcd] [kube-apiserver] [elector]" >&2; exit 2; }
+[ $# -ge 1 ] || { echo "usage: $0 OUTDIR [etcd] [kube-apiserver] [elector] [cluster]" >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
@@ -56,15 +56,18 @@ build() {
   note "$name: built in $((SECONDS - started)) s"
 }
 
-# The API server tells its clients its version; a build of one's own calls itself v0.0.0 unless told.
-kubernetes=$(sed -nE 's/^\tk8s.io\/kubernetes (v[0-9.]+).*/\1/p' "$here/apiserver/go.mod")
-version=k8s.io/component-base/version
+# versioned SOURCE: linker flags that name its Kubernetes; a build of one's own calls itself v0.0.0 unless told.
+versioned() {
+  local kubernetes base=k8s.io/component-base/version
+  kubernetes=$(sed -nE 's/^\tk8s.io\/kubernetes (v[0-9.]+).*/\1/p' "$here/$1/go.mod")
+  echo "-X $base.gitVersion=$kubernetes -X $base.gitMajor=1 -X $base.gitMinor=$(cut -d. -f2 <<<"$kubernetes")"
+}
+
 for name in "$@"; do
   case $name in
     etcd) build etcd etcd "1 min and 300 MB of Go modules" ;;
-    kube-apiserver)
-      build kube-apiserver apiserver "3 min and 1 GB of Go modules" \
-        "-X $version.gitVersion=$kubernetes -X $version.gitMajor=1 -X $version.gitMinor=$(cut -d. -f2 <<<"$kubernetes")" ;;
+    kube-apiserver) build kube-apiserver apiserver "3 min and 1 GB of Go modules" "$(versioned apiserver)" ;;
+    cluster) build cluster cluster "6 min, 1 GB of Go modules and 3 GB of Go's build cache" "$(versioned cluster)" ;;
     elector) build elector elector "1 min and 300 MB of Go modules" ;;
     *) echo "$0 knows no '$name'" >&2; exit 2 ;;
   esac

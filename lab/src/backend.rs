@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::clock::until;
 use crate::netns::Netns;
 
 /// One backend pod. Stops with its value.
@@ -60,20 +61,7 @@ impl Backend {
     /// Serves again after [`Backend::stop`].
     pub fn listen(&mut self) -> Result<()> {
         self.stop();
-        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, self.port));
-        let what = format!("backend {} cannot listen on port {}", self.name, self.port);
-        let (tcp, udp) = self
-            .netns
-            .run(|| {
-                // An aborted server drops its sockets at its next poll, not at once.
-                let within = std::time::Duration::from_secs(1);
-                let tcp = crate::clock::until("a free port", within, || Ok(Some(std::net::TcpListener::bind(any)?)))?;
-                let udp = crate::clock::until("a free port", within, || Ok(Some(std::net::UdpSocket::bind(any)?)))?;
-                tcp.set_nonblocking(true)?;
-                udp.set_nonblocking(true)?;
-                Ok((tcp, udp))
-            })
-            .context(what)?;
+        let (tcp, udp) = self.netns.run(|| bind(self.port)).with_context(|| format!("backend {}", self.name))?;
         let _inside = self.runtime.enter();
         let (tcp, udp) = (TcpListener::from_std(tcp)?, UdpSocket::from_std(udp)?);
         self.servers.push(self.runtime.spawn(serve_tcp(tcp, self.name.clone())));
@@ -86,6 +74,28 @@ impl Drop for Backend {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Serves where this process is, for as long as it lives: what the container of a backend in a real cluster runs.
+pub fn serve(name: &str, port: u16) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (tcp, udp) = bind(port)?;
+    runtime.block_on(async {
+        let (tcp, udp) = (TcpListener::from_std(tcp)?, UdpSocket::from_std(udp)?);
+        tokio::join!(serve_tcp(tcp, name.to_owned()), serve_udp(udp, name.to_owned()));
+        Ok(())
+    })
+}
+
+fn bind(port: u16) -> Result<(std::net::TcpListener, std::net::UdpSocket)> {
+    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    // An aborted server drops its sockets at its next poll, not at once.
+    let (what, within) = (format!("port {port} to be free"), Duration::from_secs(1));
+    let tcp = until(&what, within, || Ok(Some(std::net::TcpListener::bind(any)?)))?;
+    let udp = until(&what, within, || Ok(Some(std::net::UdpSocket::bind(any)?)))?;
+    tcp.set_nonblocking(true)?;
+    udp.set_nonblocking(true)?;
+    Ok((tcp, udp))
 }
 
 async fn serve_tcp(listener: TcpListener, name: String) {

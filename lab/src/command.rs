@@ -62,6 +62,13 @@ enum Command {
         #[arg(value_name = "FILE")]
         record: PathBuf,
     },
+    /// Answer with this name on this port, TCP and UDP, as the backends of a world do: for containers
+    Backend {
+        /// What it answers with.
+        name: String,
+        /// Its port.
+        port: u16,
+    },
     /// Keep a world up to play in, until Ctrl-C
     Up {
         #[command(flatten)]
@@ -111,7 +118,7 @@ impl WorldArgs {
 /// Reads the command line and does what it says.
 pub fn run() -> Result<ExitCode> {
     let args = Args::parse();
-    if !matches!(args.command, Command::Referee { .. }) {
+    if !matches!(args.command, Command::Referee { .. } | Command::Backend { .. }) {
         if let Some(code) = needs::become_root()? {
             return Ok(code);
         }
@@ -126,6 +133,7 @@ pub fn run() -> Result<ExitCode> {
             Extent { runs: *runs, outage: Duration::from_secs(*outage), tunnels: *tunnels },
         ),
         Command::Up { world } => up::run(world.spec()?),
+        Command::Backend { name, port } => lab::backend::serve(name, *port),
         Command::Referee { record } => return referee::run(record),
     };
     match done {

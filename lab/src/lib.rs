@@ -6,6 +6,7 @@ pub mod backend;
 pub mod census;
 pub mod client;
 pub mod clock;
+pub mod cluster;
 pub mod detour;
 pub mod dns;
 pub mod download;

@@ -1,4 +1,4 @@
-//! Network namespaces that vanish with the lab: held by a descriptor, never named in `/run/netns`.
+//! Network namespaces that vanish with the lab: held by a descriptor, not named in `/run/netns`.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -41,6 +41,13 @@ impl Netns {
         // IPv6 addresses are there at once, not after a second of looking for doubles. Without IPv6 there is none.
         let _ = netns.sysctls(&[("net/ipv6/conf/default/accept_dad", "0"), ("net/ipv6/conf/all/accept_dad", "0")]);
         Ok(netns)
+    }
+
+    /// One that is there already under this path, e.g. `/run/netns/<name>`; its `lo` is left alone.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("no namespace {}", path.display()))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { labels: Arc::new(Labels { mark: name.clone(), name }), file: Arc::new(file) })
     }
 
     /// Its name, for people.

@@ -57,7 +57,7 @@ pub fn node(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 10, 0, 10 + number)
 }
 
-/// The network of a node's pods, a /24.
+/// The network of a node's pods, a /24. In the cluster of `make cluster` too (`lab/setup/cluster/plan.sh`).
 pub fn pod_network(node: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 20, node, 0)
 }

@@ -11,6 +11,41 @@ use crate::road::{Conditions, Road};
 const OPEN_ROAD: [(&str, &str); 3] =
     [("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/all/rp_filter", "0"), ("net/ipv4/conf/default/rp_filter", "0")];
 
+/// What is beyond a cluster: the client, the hubs, the roads between them, and the cluster's NAT.
+pub struct Outside {
+    /// Beyond the hubs.
+    pub client: Netns,
+    /// Routes between client, hubs and the gateway.
+    pub internet: Netns,
+    /// The cluster's NAT; `lan` is the bridge of the cluster's side.
+    pub gateway: Netns,
+    /// By index.
+    pub hubs: Vec<Netns>,
+    /// From the gateway to the internet, where that is no cable.
+    road: Option<Road>,
+}
+
+impl Outside {
+    /// `hubs` hubs, and a NAT that gives UDP from the `n`th of these sources the public ports of node `n`; the road from
+    /// the gateway to the internet is in these conditions.
+    pub fn lay(hubs: u8, sources: &[String], conditions: Conditions) -> Result<Self> {
+        let internet = Netns::new("internet")?;
+        internet.sysctls(&OPEN_ROAD)?;
+        let client = leaf("client", &internet, "client", 1500)?;
+        client.ip(&[format!("addr add {}/24 dev eth0", plan::CLIENT), default(plan::CLIENT_ROUTER)])?;
+        let (gateway, road) = lay_gateway(&internet, sources, conditions)?;
+        internet.ip(&[
+            format!("addr add {}/24 dev client", plan::CLIENT_ROUTER),
+            format!("addr add {}/24 dev gateway", plan::GATEWAY_ROUTER),
+            "link add hubs type bridge".into(),
+            "link set hubs up".into(),
+            format!("addr add {}/25 dev hubs", plan::HUB_ROUTER),
+        ])?;
+        let hubs = (0..hubs).map(|index| lay_hub(&internet, index)).collect::<Result<_>>()?;
+        Ok(Self { client, internet, gateway, hubs, road })
+    }
+}
+
 /// The namespaces of a world, joined and routed, with nothing running in them.
 pub struct Topology {
     /// Beyond the hubs.
@@ -37,19 +72,7 @@ impl Topology {
     /// `sidecars` nodes besides the worker, `hubs` hubs, a backend pod on each of the nodes in `backends`;
     /// pod links have MTU `pod_mtu`, and the road from the gateway to the internet is in these conditions.
     pub fn lay(sidecars: u8, hubs: u8, backends: &[u8], pod_mtu: u32, conditions: Conditions) -> Result<Self> {
-        let internet = Netns::new("internet")?;
-        internet.sysctls(&OPEN_ROAD)?;
-        let client = leaf("client", &internet, "client", 1500)?;
-        client.ip(&[format!("addr add {}/24 dev eth0", plan::CLIENT), default(plan::CLIENT_ROUTER)])?;
-        let (gateway, road) = lay_gateway(&internet, sidecars, conditions)?;
-        internet.ip(&[
-            format!("addr add {}/24 dev client", plan::CLIENT_ROUTER),
-            format!("addr add {}/24 dev gateway", plan::GATEWAY_ROUTER),
-            "link add hubs type bridge".into(),
-            "link set hubs up".into(),
-            format!("addr add {}/25 dev hubs", plan::HUB_ROUTER),
-        ])?;
-        let hubs = (0..hubs).map(|index| lay_hub(&internet, index)).collect::<Result<_>>()?;
+        let Outside { client, internet, gateway, hubs, road } = Outside::lay(hubs, &sources(sidecars), conditions)?;
         let control = leaf("api", &gateway, "api", 1500)?;
         gateway.ip(&["link set api master lan"])?;
         control.ip(&[format!("addr add {}/24 dev eth0", plan::API), default(plan::LAN_GATEWAY)])?;
@@ -76,7 +99,7 @@ impl Topology {
     /// the whole again.
     pub fn remap(&self, other_half: bool) -> Result<()> {
         let sidecars = u8::try_from(self.pods.len())?;
-        self.gateway.nft(&format!("delete table ip gateway\n{}", nat_rules(sidecars, other_half)))?;
+        self.gateway.nft(&format!("delete table ip gateway\n{}", nat_rules(&sources(sidecars), other_half)))?;
         self.gateway.sh("conntrack -F").map(drop)
     }
 
@@ -98,7 +121,12 @@ fn default(via: std::net::Ipv4Addr) -> String {
     format!("route add default via {via}")
 }
 
-fn lay_gateway(internet: &Netns, sidecars: u8, conditions: Conditions) -> Result<(Netns, Option<Road>)> {
+/// The sidecars' addresses, for the NAT.
+fn sources(sidecars: u8) -> Vec<String> {
+    (1..=sidecars).map(|number| plan::sidecar(number).to_string()).collect()
+}
+
+fn lay_gateway(internet: &Netns, sources: &[String], conditions: Conditions) -> Result<(Netns, Option<Road>)> {
     let gateway = Netns::new("gateway")?;
     gateway.sysctls(&OPEN_ROAD)?;
     let road = if conditions.are_perfect() {
@@ -114,22 +142,18 @@ fn lay_gateway(internet: &Netns, sidecars: u8, conditions: Conditions) -> Result
         "link set lan up".into(),
         format!("addr add {}/24 dev lan", plan::LAN_GATEWAY),
     ])?;
-    gateway.nft(&nat_rules(sidecars, false))?;
+    gateway.nft(&nat_rules(sources, false))?;
     Ok((gateway, road))
 }
 
-/// Everybody gets out, nobody gets in; each sidecar's UDP gets public ports of its own range.
-fn nat_rules(sidecars: u8, other_half: bool) -> String {
+/// Everybody gets out, nobody gets in; UDP of each source gets public ports of its own range.
+fn nat_rules(sources: &[String], other_half: bool) -> String {
     let mut ports = String::new();
-    for number in 1..=sidecars {
+    for (source, number) in sources.iter().zip(1..) {
         let (first, last) = plan::nat_ports(number);
         let first = if other_half { first + (last - first) / 2 } else { first };
-        let _ = writeln!(
-            ports,
-            "oifname wan ip saddr {} meta l4proto udp snat to {}:{first}-{last}",
-            plan::sidecar(number),
-            plan::GATEWAY
-        );
+        let _ =
+            writeln!(ports, "oifname wan ip saddr {source} meta l4proto udp snat to {}:{first}-{last}", plan::GATEWAY);
     }
     let (first, last) = plan::OTHER_PORTS;
     format!(

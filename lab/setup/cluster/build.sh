@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# build.sh: what a cluster consists of, into target/: Kubernetes and etcd from their Go modules (7 min, once), containerd,
+# runc and the CNI plugins from apt, unpacked and not installed, and the images that every node has from its start.
+. "$(dirname "$0")/../lib.sh"
+. lab/setup/cluster/plan.sh
+
+is_root || fail "a cluster of containers needs root: sudo make cluster"
+case $work in
+  /run/* | /var/lib/* | /var/log/*) fail "machines of the cluster have their own /run, /var/lib and /var/log: clone this to another place" ;;
+esac
+[ "$(uname -m)" = x86_64 ] || fail "the cluster is made for x86_64 only"
+[ -d /sys/fs/cgroup/memory ] || fail "the cluster is made for cgroup v1 only, and this machine has none"
+have_go || fail "Kubernetes is built from its Go modules: install Go 1.26 or newer (https://go.dev/dl)"
+lab/setup/packages.sh test cluster
+[ -e /proc/sys/net/bridge ] || modprobe br_netfilter || fail "the nodes' bridges need the kernel module br_netfilter"
+
+mkdir -p "$programs" "$images"
+CGO_ENABLED=0 lab/kube/build.sh target/kube cluster
+lab/kube/build.sh target/kube etcd
+for name in kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl; do
+  ln -sfn "$top/target/kube/cluster" "$programs/$name"
+done
+[ ! -x target/kube/etcd ] || ln -sfn "$top/target/kube/etcd" "$programs/etcd"
+
+# newest PACKAGE …: what apt would install.
+newest() { apt-cache policy "$@" | awk '/^[^ ]/ {name = $1} /Candidate:/ {print name $2}'; }
+
+names=(containerd runc containernetworking-plugins)
+[ "$(newest "${names[@]}" | grep -vc '(none)')" = ${#names[@]} ] || as_root apt-get -qq update </dev/null >/dev/null
+version=$(newest "${names[@]}")
+if [ "$version" != "$(cat "$packages/version" 2>/dev/null)" ]; then
+  say "downloading ${names[*]} (50 MB, once); they are unpacked into target/ and not installed"
+  rm -rf "$packages" "$packages.new"
+  mkdir -p "$packages.new/deb"
+  (cd "$packages.new/deb" && apt-get -qq -o APT::Sandbox::User=root download "${names[@]}") >&2
+  for package in "$packages.new"/deb/*.deb; do dpkg -x "$package" "$packages.new"; done
+  rm -r "$packages.new/deb"
+  echo "$version" >"$packages.new/version"
+  mv "$packages.new" "$packages"
+fi
+
+if [ lab/setup/cluster/pause.c -nt "$images/pause.tar" ]; then
+  root=$(mktemp -d)
+  trap 'rm -rf "$root"' EXIT
+  cc -static -Os -s -o "$work/pause" lab/setup/cluster/pause.c
+  cp "$work/pause" "$root/pause"
+  NAME=localhost/pause:1 ENTRYPOINT='["/pause"]' lab/setup/archive.sh "$images/pause.tar" "$root"
+fi
