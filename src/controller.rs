@@ -349,7 +349,7 @@ impl Controller {
                 }
             }
             Step::Kick(_) => self.pulse.kicked(now),
-            Step::Probe(_) => self.pulse.probed(now),
+            Step::Probe(_) => self.probed(now),
             Step::Inspect => {
                 if let Outcome::Stats(stats) = outcome {
                     self.pulse.measured(stats, now);
@@ -379,6 +379,10 @@ impl Controller {
         }
     }
 
+    fn probed(&mut self, now: Moment) {
+        if self.actual.speaking { self.pulse.probed(now) } else { self.pulse.knocked(now) }
+    }
+
     /// A step failed; it is tried again soon. `message` names the step's object and the way out.
     pub fn failed(&mut self, step: &Step, message: String, now: Moment) {
         let (first, longest) = RETRY;
@@ -391,7 +395,7 @@ impl Controller {
         self.close_failed = *step == Step::CloseFence;
         // What cannot be read is not there; what cannot be probed is asked again at its next time.
         match step {
-            Step::Probe(_) => self.pulse.probed(now),
+            Step::Probe(_) => self.probed(now),
             Step::Kick(_) => self.pulse.kicked(now),
             Step::Audit(_) => {
                 self.next_audit = now + AUDIT_EVERY;

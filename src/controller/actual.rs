@@ -146,7 +146,8 @@ impl Actual {
             self.forwards = Table::Absent;
         }
         if fence {
-            self.fence = Fence::Absent;
+            // What is not there is not open.
+            (self.fence, self.doubts.open) = (Fence::Absent, false);
         }
     }
 }

@@ -60,7 +60,12 @@ impl Controller {
         if self.pulse.due(now) == Some(Due::Reading) {
             return self.unless_waiting(now, Step::Inspect);
         }
-        Next::WaitUntil(then.min(self.next_audit).min(self.pulse.next_reading(now)))
+        let knock = self.pulse.next_knock();
+        if knock.is_some_and(|due| due <= now) {
+            return self.unless_waiting(now, Step::Probe(link));
+        }
+        let due = [Some(then), Some(self.next_audit), Some(self.pulse.next_reading(now)), knock];
+        Next::WaitUntil(due.into_iter().flatten().min().unwrap_or(then))
     }
 
     /// Silent first, then all the rest.

@@ -45,6 +45,11 @@ const INSIST_FOR: [Duration; 2] = [Duration::from_millis(30), Duration::from_mil
 const KICK_INSISTING: Duration = Duration::from_millis(100);
 /// The same where the hub is known to be near.
 const KICK_NEAR: Duration = Duration::from_millis(40);
+/// A session is over so long after its handshake (WireGuard white paper, 6.1).
+const SESSION: Duration = Duration::from_secs(180);
+/// In hold a packet is handed so often to a session that is over. Without one WireGuard gives up a minute and a half after
+/// its first try at a handshake; what it tries is defused on its way, and keeps a NAT open for the hub's own call.
+const KNOCK_EVERY: Duration = Duration::from_secs(20);
 /// The second handshake does not count as an interruption for so long.
 const REASSURING: Duration = Duration::from_secs(1);
 
@@ -70,6 +75,7 @@ pub(super) struct Pulse {
     heard: Moment,
     next_read: Moment,
     next_probe: Moment,
+    next_knock: Moment,
     next_kick: Moment,
     kick_wait: Duration,
     /// When the last handshake left. It alone can be answered: a new one forgets those before it.
@@ -300,6 +306,16 @@ impl Pulse {
         self.probe_sent_at = Some(self.stats.received);
         self.next_probe = now + PROBE_EVERY;
         self.next_read = now + READ_AFTER_PROBE;
+    }
+
+    /// When a tunnel in hold is to be reminded next that its session is over.
+    pub(super) fn next_knock(&self) -> Option<Moment> {
+        self.handshake.map(|handshake| (handshake + SESSION).max(self.next_knock))
+    }
+
+    /// That was done.
+    pub(super) fn knocked(&mut self, now: Moment) {
+        self.next_knock = now + KNOCK_EVERY;
     }
 
     /// A handshake left.

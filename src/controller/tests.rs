@@ -274,6 +274,19 @@ fn a_fence_that_an_arming_without_an_answer_may_have_opened_is_closed_before_the
 }
 
 #[test]
+fn a_fence_that_is_found_gone_is_not_open_whatever_an_arming_may_have_done() {
+    let mut controller = leader();
+    controller.handle(leading(at(9000)), at(600));
+    let Next::Do(arm @ Step::ArmFence { .. }) = controller.next(at(600)) else { panic!("it is not armed") };
+    controller.failed(&arm, "ENOBUFS".into(), at(600));
+    let audit = Step::Audit(Arc::clone(controller.plan().unwrap()));
+    controller.done(&audit, Outcome::Drift(Drift { fence: true, ..Drift::default() }), at(610));
+    controller.handle(following(), at(620));
+    let down = names(&settle(&mut controller, at(620)));
+    assert_eq!(down[..2], ["RemoveLink", "Quiet"], "without a fence the link's going is silence: {down:?}");
+}
+
+#[test]
 fn a_failing_step_is_tried_again_ever_more_slowly_and_then_another_pod_may_try() {
     let mut controller = standby();
     controller.handle(leading(at(60_000)), at(0));

@@ -211,6 +211,34 @@ fn a_fence_that_will_not_fall_to_hold_is_closed() {
     assert_eq!(controller.next(at(1000)), Next::Do(Step::CloseFence));
 }
 
+/// Else WireGuard in user space gives up in the end, and a NAT on the way forgets the tunnel.
+#[test]
+fn in_hold_a_session_that_is_over_is_knocked_at_every_20_s() {
+    let mut controller = holder();
+    controller.handle(unknown(), at(5000));
+    let (mut now, mut knocks) = (at(5000), vec![]);
+    while now < at(300_000) {
+        match controller.next(now) {
+            Next::Do(step) => {
+                if let Step::Probe(_) = step {
+                    knocks.push(now.since_boot().as_secs());
+                }
+                let age = Some(now.since(at(0)));
+                let outcome = if step == Step::Inspect {
+                    Outcome::Stats(LinkStats { handshake_age: age, received: 1, sent: 1 })
+                } else {
+                    outcome(&step, true)
+                };
+                controller.done(&step, outcome, now);
+            }
+            Next::WaitUntil(then) => now = then,
+            Next::Finished => panic!("not asked to stop"),
+        }
+        assert_eq!(controller.state(now), State::Holding, "at {now:?}");
+    }
+    assert_eq!(knocks, [180, 200, 220, 240, 260, 280]);
+}
+
 /// What a successor sends from its first handshake on: when, and what.
 fn sent(before: Before) -> Vec<(u128, &'static str)> {
     sent_at(before, Duration::from_millis(10))
