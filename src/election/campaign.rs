@@ -67,7 +67,7 @@ impl Campaign {
         let gate = Gate::new();
         let (leadership_tx, leadership) = watch::channel(Leadership::Following { holder: None });
         let (standing_tx, standing) = watch::channel(Standing::default());
-        let driver = Driver::new(store, clock, elector, rng, share, gate.clone(), leadership_tx, standing_tx);
+        let driver = Driver::new(store, clock, elector, rng, share, gate.clone(), (leadership_tx, standing_tx));
         Self { gate, leadership, standing, task: tokio::spawn(driver.run()) }
     }
 

@@ -70,8 +70,7 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
         rng: R,
         share: Share,
         gate: Gate,
-        leadership: watch::Sender<Leadership>,
-        standing: watch::Sender<Standing>,
+        (leadership, standing): (watch::Sender<Leadership>, watch::Sender<Standing>),
     ) -> Self {
         let sights = store.watch();
         Self {
