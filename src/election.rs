@@ -1,7 +1,7 @@
 //! The election: who may speak on a tunnel, decided from the tunnel's Lease.
 //!
-//! Here stand its words and its seam to the API. `elector` decides, `campaign` drives it, `lease` is the seam over a
-//! cluster, `testing` the seam over memory. What must hold:
+//! Here stand its words and its seam to the API. `elector` decides, `campaign` drives it, `load` lets the leadership of
+//! several tunnels spread over the pods, `lease` is the seam over a cluster, `testing` the seam over memory. What must hold:
 //!
 //! - The clock of another machine decides nothing: a record that another holds is valid for its published duration
 //!   from the moment *this* process first saw it so.

@@ -125,6 +125,8 @@ impl Drop for Share {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     const fn ms(millis: u64) -> Duration {
@@ -179,15 +181,18 @@ mod tests {
         assert_eq!(other.head_start(), HeadStart::of(1, place, 2));
     }
 
-    #[tokio::test]
-    async fn a_change_wakes_who_waits_and_the_same_again_does_not() {
+    #[test]
+    fn a_change_wakes_who_waits_and_the_same_again_does_not() {
         let load = Load::default();
         let (one, other) = (load.share("ann", "wg0"), load.share("ann", "wg1"));
         let changed = other.load().changed();
         one.count(true);
-        changed.await;
-        let mut unchanged = Box::pin(other.load().changed());
+        assert!(changed.now_or_never().is_some());
+        let unchanged = other.load().changed();
         one.count(true);
-        assert!(futures::poll!(&mut unchanged).is_pending());
+        assert!(unchanged.now_or_never().is_none());
+        let gone = other.load().changed();
+        drop(one);
+        assert!(gone.now_or_never().is_some(), "one tunnel less");
     }
 }
