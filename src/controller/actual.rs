@@ -146,7 +146,7 @@ impl Actual {
             self.forwards = Table::Absent;
         }
         if fence {
-            self.fence = Fence::Absent;
+            (self.fence, self.doubts.open) = (Fence::Absent, false);
         }
     }
 }
