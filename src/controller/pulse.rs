@@ -231,7 +231,8 @@ impl Pulse {
         let grew = stats.received > self.stats.received;
         let first_answer = !self.answered() && stats.handshake_age.is_some();
         self.stats = stats;
-        self.handshake = stats.handshake_age.map(|age| now - age);
+        // WireGuard in user space forgets a session that is over, and with it when it began. The peer is there all the same.
+        self.handshake = stats.handshake_age.map(|age| now - age).or(self.handshake);
         if grew || first_answer {
             self.heard = now;
             self.resumed = None;

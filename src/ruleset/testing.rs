@@ -12,6 +12,10 @@ use crate::clock::{Clock, Moment};
 use crate::fence;
 use crate::secret::TunnelName;
 
+mod packets;
+
+pub use self::packets::Packet;
+
 /// How a tunnel's fence stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FenceState {
@@ -43,8 +47,10 @@ struct Kernel {
     /// What was committed last, as opposed to what is there.
     written: BTreeMap<String, Arc<Table>>,
     /// Elements that came after their table, and when they go if they do: by table and set.
-    added: BTreeMap<(String, String), Vec<Added>>,
+    added: BTreeMap<String, BTreeMap<String, Vec<Added>>>,
     counters: BTreeMap<(String, String), u64>,
+    /// When a packet last passed a limit: by table, then by chain and place in it.
+    limits: BTreeMap<String, BTreeMap<(String, usize), Moment>>,
     entries: Vec<Entry>,
     failing: bool,
 }
@@ -71,7 +77,7 @@ impl FakeFirewall {
             return FenceState::Absent;
         }
         let holds = !kernel.members(&name, fence::HOLD, now).is_empty();
-        let leads = kernel.added.get(&(name, fence::LEAD.to_owned())).into_iter().flatten().map(|(_, end)| *end);
+        let leads = kernel.elements(&name, fence::LEAD).map(|(_, end)| *end);
         let leads: Vec<_> = leads.filter(|end| end.is_none_or(|end| now < end)).collect();
         let until = if leads.contains(&None) { None } else { leads.iter().flatten().max().copied() };
         match (leads.is_empty(), holds) {
@@ -88,9 +94,7 @@ impl FakeFirewall {
 
     /// A packet teaches a set this key, for so long.
     pub fn learn(&self, table: &str, set: &str, key: &[u8], timeout: Duration) {
-        let element = Element { key: key.to_vec(), value: None, timeout: Some(timeout) };
-        let end = self.clock.now() + timeout;
-        self.kernel().added.entry((table.to_owned(), set.to_owned())).or_default().push((element, Some(end)));
+        self.kernel().learn(table, set, key, Some(timeout), self.clock.now());
     }
 
     /// The table as it is.
@@ -100,8 +104,7 @@ impl FakeFirewall {
 
     /// An outsider deletes a table.
     pub fn delete_behind_our_back(&self, name: &str) {
-        self.kernel().tables.remove(name);
-        self.kernel().added.retain(|(table, _), _| table != name);
+        self.kernel().clear(name);
     }
 
     /// A flow enters conntrack.
@@ -116,7 +119,7 @@ impl FakeFirewall {
 
     /// A counter moves.
     pub fn count(&self, table: &str, counter: &str, packets: u64) {
-        *self.kernel().counters.entry((table.to_owned(), counter.to_owned())).or_default() += packets;
+        self.kernel().count(table, counter, packets);
     }
 
     /// From now on everything fails with "not permitted", or nothing any more.
@@ -137,12 +140,34 @@ impl FakeFirewall {
 impl Kernel {
     fn clear(&mut self, name: &str) {
         self.tables.remove(name);
-        self.added.retain(|(table, _), _| table != name);
+        self.added.remove(name);
         self.counters.retain(|(table, _), _| table != name);
+        self.limits.remove(name);
+    }
+
+    fn elements(&self, table: &str, set: &str) -> impl Iterator<Item = &Added> {
+        self.added.get(table).and_then(|sets| sets.get(set)).into_iter().flatten()
+    }
+
+    /// Adds the key, or begins its time anew. `false`: the set is full. `timeout`: in place of the set's own.
+    fn learn(&mut self, table: &str, set: &str, key: &[u8], timeout: Option<Duration>, now: Moment) -> bool {
+        let Some(described) = self.tables.get(table).and_then(|table| table.set(set)) else { return false };
+        let (timeout, most) = (timeout.or(described.timeout), described.learns.unwrap_or(u32::MAX));
+        let elements = self.added.entry(table.to_owned()).or_default().entry(set.to_owned()).or_default();
+        elements.retain(|(element, end)| element.key != key && end.is_none_or(|end| now < end));
+        let room = elements.len() < most as usize;
+        if room {
+            elements.push((Element { key: key.to_vec(), value: None, timeout }, timeout.map(|timeout| now + timeout)));
+        }
+        room
+    }
+
+    fn count(&mut self, table: &str, counter: &str, packets: u64) {
+        *self.counters.entry((table.to_owned(), counter.to_owned())).or_default() += packets;
     }
 
     fn members(&self, table: &str, set: &str, now: Moment) -> Vec<Vec<u8>> {
-        let all = self.added.get(&(table.to_owned(), set.to_owned())).into_iter().flatten();
+        let all = self.elements(table, set);
         all.filter(|(_, end)| end.is_none_or(|end| now < end)).map(|(element, _)| element.key.clone()).collect()
     }
 
@@ -169,7 +194,7 @@ impl Kernel {
                     return Err(refused(&format!("emptying set {set} of table {table}")));
                 }
                 let added = elements.iter().map(|e| (e.clone(), e.timeout.map(|timeout| now + timeout))).collect();
-                self.added.insert((table.clone(), set.clone()), added);
+                self.added.entry(table.clone()).or_default().insert(set.clone(), added);
             }
             Step::Edit { table, edits } => {
                 for edit in edits {

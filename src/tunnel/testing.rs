@@ -147,6 +147,15 @@ impl FakePod {
         }
     }
 
+    /// The hub answers the present peer's handshake.
+    pub fn shake_hands(&self, tunnel: &TunnelName) {
+        let now = self.clock.now();
+        if let Some(link) = self.state().links.get_mut(tunnel).filter(|link| link.peer.is_some()) {
+            link.handshake = Some(now);
+            link.received += 92;
+        }
+    }
+
     /// Traffic of the tunnel, in bytes.
     pub fn carry(&self, tunnel: &TunnelName, received: u64, sent: u64) {
         if let Some(link) = self.state().links.get_mut(tunnel) {

@@ -90,3 +90,18 @@ fn holding_without_a_fence_is_objected_to() {
     caught(Mutant::HoldSpeaksFreely, Kind::ArmedTooLong, 5);
     caught(Mutant::HoldSpeaksFreely, Kind::TwoSpeakers, 50);
 }
+
+#[test]
+fn handshakes_and_keepalives_in_hold_are_objected_to() {
+    caught(Mutant::DefusesNothing, Kind::Unasked, 200);
+}
+
+#[test]
+fn answering_a_hub_that_has_just_spoken_to_another_is_objected_to() {
+    caught(Mutant::IgnoresForeign, Kind::Unasked, 200);
+}
+
+#[test]
+fn leaving_the_hub_to_a_predecessor_is_objected_to() {
+    caught(Mutant::NeverInsists, Kind::PulledBack, 500);
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::clock::JIFFY;
 use crate::kernel::Trouble;
+use crate::packets;
 use crate::record::{Event, Fence, History, Kernel, Phase, Voice, What};
 use crate::weather::Act;
 
@@ -51,6 +52,10 @@ pub enum Kind {
     NotBack,
     /// Who may hold fell silent although nobody else was there.
     NotHeld,
+    /// I1: who may only answer spoke unasked, or to a hub that had just spoken to another.
+    Unasked,
+    /// A predecessor had the hub although its successor was there.
+    PulledBack,
     /// SIGTERM was not over in time.
     Lingers,
 }
@@ -80,13 +85,19 @@ pub fn check(history: &History) -> Vec<Objection> {
         ends(history),
         calm(history, &spans),
         held(history, &spans),
+        packets::check(history),
     ]
     .concat();
     objections.sort_by_key(|objection| objection.at);
     objections
 }
 
-fn objection(at: Duration, kind: Kind, words: String) -> Objection {
+/// What is more where the hub is far: a handshake, and kicks of it that came too early.
+pub fn far(round_trip: Duration) -> Duration {
+    4 * round_trip
+}
+
+pub fn objection(at: Duration, kind: Kind, words: String) -> Objection {
     Objection { at, kind, words }
 }
 
@@ -302,7 +313,7 @@ fn calm(history: &History, spans: &[Span]) -> Vec<Objection> {
             Phase::Killed => TAKEN_OVER_WITHIN,
             Phase::HandOver => HANDED_OVER_WITHIN,
             Phase::Stop | Phase::End => break,
-        };
+        } + far(history.round_trip);
         let old = leader.filter(|_| matches!(phase, Phase::Killed | Phase::HandOver));
         let serving = |span: &&Span| span.serves && from < span.to && span.from < to && Some(span.pod) != old;
         let Some(last) = spans.iter().filter(serving).rfind(|span| to <= span.to) else {
@@ -337,11 +348,14 @@ fn held(history: &History, spans: &[Span]) -> Vec<Objection> {
     let mut found = vec![];
     let mut kernels: BTreeMap<usize, Kernel> = BTreeMap::new();
     let mut wrong: BTreeMap<usize, Duration> = BTreeMap::new();
+    let mut frozen: BTreeMap<usize, bool> = BTreeMap::new();
+    let mut unread: BTreeMap<usize, bool> = BTreeMap::new();
     let lease = history.params.lease;
     for Event { at, what } in &history.events {
         match what {
             What::Befell(Act::Way(..) | Act::Api(_) | Act::Deafen(_) | Act::Gone(_) | Act::WallStep(..)) => {}
-            What::Befell(Act::Freeze(_) | Act::Thaw(_)) => {}
+            What::Befell(Act::Freeze(pod)) => _ = frozen.insert(*pod, true),
+            What::Befell(Act::Thaw(pod)) => _ = frozen.insert(*pod, false),
             What::Befell(Act::Kernel(pod, trouble)) if *trouble != Trouble::default() => {
                 wrong.insert(*pod, Duration::MAX);
             }
@@ -353,9 +367,13 @@ fn held(history: &History, spans: &[Span]) -> Vec<Objection> {
             }
             What::Kernel { pod, state } => {
                 let before = kernels.insert(*pod, *state).unwrap_or_default();
+                // Who has not seen yet that the hub answered has nothing to hold.
+                let news =
+                    unread.insert(*pod, frozen.get(pod).copied().unwrap_or_default() && state.link != before.link);
                 let Fence::Lead { until, then_hold: true } = before.fence else { continue };
                 let other = spans.iter().any(|span| span.pod != *pod && until <= span.from && span.from <= *at);
-                let well = wrong.get(pod).is_none_or(|until| until < at) && before.serves();
+                let knows = !news.unwrap_or_default();
+                let well = wrong.get(pod).is_none_or(|until| until < at) && before.serves() && knows;
                 // It lapsed, and the process did something about it.
                 let lapsed = *at + Duration::from_millis(50) > until && *at < until + lease;
                 if well && lapsed && !other && state.voice(*at) == Voice::Silent {

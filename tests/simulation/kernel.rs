@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use wirevip::ruleset::testing::{FakeFirewall, FenceState};
+use wirevip::ruleset::model::Hook;
+use wirevip::ruleset::testing::{FakeFirewall, FenceState, Packet};
 use wirevip::ruleset::{Firewall, FirewallError, Forget, Step as TableStep, Table, Transaction, fence_table};
 use wirevip::secret::TunnelName;
 use wirevip::tunnel::testing::FakePod;
@@ -23,7 +24,8 @@ use wirevip::tunnel::{
 use crate::clock::{JIFFY, Machine};
 use crate::mutants::Mutant;
 use crate::process::Life;
-use crate::record::{Fence, Kernel, Link, Scribe, What};
+use crate::record::{Fence, Kernel, Link, Scribe, Voice, What};
+use crate::wire::Wire;
 
 /// How unreliable a kernel is.
 #[derive(Clone, PartialEq, Debug)]
@@ -68,9 +70,12 @@ struct Inner {
 impl PodKernel {
     pub fn new(pod: usize, tunnel: TunnelName, machine: Machine, scribe: Scribe, seed: u64) -> Self {
         let inner = Inner { trouble: Trouble::default(), rng: StdRng::seed_from_u64(seed), seen: Kernel::default() };
+        let links = FakePod::new();
+        // Handshakes go by the wire.
+        links.hub_answers(false);
         Self {
             pod,
-            links: FakePod::new(),
+            links,
             firewall: FakeFirewall::new(Arc::new(machine.kernel())),
             tunnel,
             machine,
@@ -86,6 +91,41 @@ impl PodKernel {
     /// Does the fence hold now?
     pub fn holds(&self) -> bool {
         self.firewall.fence(&self.tunnel) == FenceState::Hold
+    }
+
+    /// What the fence would let out now.
+    pub fn voice(&self) -> Voice {
+        self.seen().voice(self.scribe.now())
+    }
+
+    /// When the link's peer was put in afresh.
+    pub fn session(&self) -> Option<Duration> {
+        self.seen().link?.session
+    }
+
+    /// Would a request that comes by the tunnel reach a backend?
+    pub fn serves(&self) -> bool {
+        self.seen().serves()
+    }
+
+    /// Does the fence let this packet pass?
+    pub fn lets(&self, hook: Hook, packet: &mut Packet) -> bool {
+        self.firewall.passes(&fence_table(&self.tunnel), hook, packet)
+    }
+
+    /// The hub answered the peer's handshake.
+    pub fn shook_hands(&self) {
+        self.links.shake_hands(&self.tunnel);
+        self.look();
+    }
+
+    /// So much came by the tunnel.
+    pub fn received(&self, bytes: usize) {
+        self.links.carry(&self.tunnel, bytes as u64, 0);
+    }
+
+    fn seen(&self) -> Kernel {
+        self.inner.lock().unwrap().seen
     }
 
     pub fn is_troubled(&self) -> bool {
@@ -126,8 +166,8 @@ impl PodKernel {
     }
 
     /// The seams for one process.
-    pub fn process(&self, life: Life, mutant: Mutant) -> (Seam, FirewallSeam) {
-        let seam = Seam { kernel: self.clone(), life, mutant, turn: Arc::default() };
+    pub fn process(&self, wire: Wire, life: Life, mutant: Mutant) -> (Seam, FirewallSeam) {
+        let seam = Seam { kernel: self.clone(), wire, life, mutant, turn: Arc::default() };
         (seam.clone(), FirewallSeam { seam, firewall: self.firewall.clone(), lead: None })
     }
 }
@@ -136,6 +176,7 @@ impl PodKernel {
 #[derive(Clone)]
 pub struct Seam {
     kernel: PodKernel,
+    wire: Wire,
     life: Life,
     mutant: Mutant,
     turn: Arc<tokio::sync::Mutex<()>>,
@@ -203,8 +244,17 @@ impl LinkBackend for Seam {
         if self.mutant == Mutant::LeadsOn && seen.is_some_and(|seen| seen.session.is_some()) {
             return self.update_peer(plan).await;
         }
-        let (links, plan) = (self.kernel.links.clone(), plan.clone());
-        self.step(link_error, async move { links.fresh_peer(&plan).await }).await
+        if self.mutant == Mutant::NeverInsists && seen.is_some_and(|seen| seen.answered) {
+            return Ok(());
+        }
+        let (kernel, wire, plan) = (self.kernel.clone(), self.wire.clone(), plan.clone());
+        let work = async move {
+            kernel.links.fresh_peer(&plan).await?;
+            kernel.look();
+            wire.fresh_peer(kernel.pod, &plan);
+            Ok(())
+        };
+        self.step(link_error, work).await
     }
 
     async fn update_peer(&self, plan: &LinkPlan) -> Result<(), LinkError> {
@@ -265,8 +315,11 @@ impl HostNet for Seam {
         if self.mutant == Mutant::NeverLooks { Ok(vec![]) } else { self.kernel.links.drift(plan).await }
     }
 
-    async fn probe(&self, plan: &LinkPlan) -> Result<(), HostError> {
-        self.kernel.links.probe(plan).await
+    async fn probe(&self, _: &LinkPlan) -> Result<(), HostError> {
+        if self.mutant != Mutant::NeverInsists {
+            self.wire.probe(self.kernel.pod);
+        }
+        Ok(())
     }
 
     async fn detach(&self, plan: &LinkPlan) -> Result<(), HostError> {

@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use wirevip::election::{Gate, Leadership, Params, Record};
 use wirevip::fence;
+use wirevip::ruleset::model::{Expr, Rule, Verdict};
 use wirevip::ruleset::{FirewallError, Step, Transaction, fence_table};
 use wirevip::secret::TunnelName;
 
@@ -35,6 +36,12 @@ pub enum Mutant {
     LeadsOn,
     /// Lets everything out where it should only answer.
     HoldSpeaksFreely,
+    /// Lets out as they are the handshakes and keepalives that it should defuse.
+    DefusesNothing,
+    /// Goes on answering a hub that speaks to another.
+    IgnoresForeign,
+    /// Shakes hands with the hub once, and says nothing more to keep it.
+    NeverInsists,
     /// Writes the Lease whatever its resourceVersion.
     WritesUnguarded,
     /// Does not count the changes of holder.
@@ -119,6 +126,10 @@ impl Mutant {
                     }
                 }
             }
+            Mutant::DefusesNothing => {
+                rewrite(&mut next, &name, "quiet", &[vec![Expr::Verdict(Verdict::Accept)]]);
+            }
+            Mutant::IgnoresForeign => rewrite(&mut next, &name, "strange", &[]),
             Mutant::LeavesForwards => next.0.retain(|step| !matches!(step, Step::Delete(table) if *table != name)),
             _ => {}
         }
@@ -152,6 +163,19 @@ impl Mutant {
                 }
             }
         });
+    }
+}
+
+/// Gives a chain of the table other rules, where the table is written.
+fn rewrite(transaction: &mut Transaction, table: &str, chain: &str, rules: &[Rule]) {
+    for step in &mut transaction.0 {
+        if let Step::Replace(written) = step
+            && written.name == table
+        {
+            let chain =
+                written.chains.iter_mut().find(|other| other.name == chain).expect("the fence has such a chain");
+            chain.rules = rules.to_vec();
+        }
     }
 }
 

@@ -27,6 +27,7 @@ use crate::kernel::PodKernel;
 use crate::mutants::Mutant;
 use crate::process::{Life, Store};
 use crate::record::{Scribe, What};
+use crate::wire::Wire;
 
 /// The daemon gives up then (`daemon::STOP_WITHIN`).
 const STOP_WITHIN: Duration = Duration::from_millis(2700);
@@ -43,6 +44,7 @@ pub struct Pod {
     pub machine: Machine,
     pub kernel: PodKernel,
     pub client: LeaseClient,
+    wire: Wire,
     scribe: Scribe,
     mutant: Mutant,
     params: Params,
@@ -65,11 +67,11 @@ struct Process {
 impl Pod {
     pub fn new(
         number: usize,
-        (machine, kernel, client): (Machine, PodKernel, LeaseClient),
+        (machine, kernel, client, wire): (Machine, PodKernel, LeaseClient, Wire),
         (scribe, mutant, params, seed, hold): (Scribe, Mutant, Params, u64, bool),
     ) -> Self {
         let (lives, generation, process) = (0, 0, None);
-        Self { number, machine, kernel, client, scribe, mutant, params, seed, hold, lives, generation, process }
+        Self { number, machine, kernel, client, wire, scribe, mutant, params, seed, hold, lives, generation, process }
     }
 
     /// Has it a process that was not told to end?
@@ -113,6 +115,7 @@ impl Pod {
         };
         let daemon = Daemon {
             kernel: self.kernel.clone(),
+            wire: self.wire.clone(),
             life: life.clone(),
             machine: self.machine.clone(),
             mutant: self.mutant,
@@ -177,6 +180,7 @@ impl Pod {
 
 struct Daemon {
     kernel: PodKernel,
+    wire: Wire,
     life: Life,
     machine: Machine,
     mutant: Mutant,
@@ -187,7 +191,7 @@ struct Daemon {
 
 impl Daemon {
     async fn run(mut self, store: Store, elector: Elector, rng: StdRng) {
-        let (seam, mut firewall) = self.kernel.process(self.life.clone(), self.mutant);
+        let (seam, mut firewall) = self.kernel.process(self.wire.clone(), self.life.clone(), self.mutant);
         // A daemon that cannot clean up ends and is started again.
         while seam.sweep(&[]).await.is_err() {
             self.machine.sleep(Duration::from_millis(100)).await;

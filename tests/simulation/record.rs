@@ -17,6 +17,8 @@ pub struct History {
     pub seed: u64,
     /// `--hold`.
     pub hold: bool,
+    /// The longest that a message to the hub and its answer take.
+    pub round_trip: Duration,
     pub params: Params,
     /// By pod.
     pub rates: Vec<Rates>,
@@ -46,6 +48,31 @@ pub enum What {
     Wrote { by: Option<usize>, record: Option<Record> },
     /// From now on the pod's kernel holds this.
     Kernel { pod: usize, state: Kernel },
+    /// From now on the hub sends so.
+    Hub(Hub),
+    /// A message left a pod whose fence was not open. `heard`: when the hub last sent something for a session of this
+    /// pod's, or called; `foreign`: when it last sent something for another's while the fence was not open.
+    Left { pod: usize, said: Said, heard: Option<Duration>, foreign: Option<Duration> },
+}
+
+/// Where the hub sends, by pod.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Hub {
+    /// From whom it had its last authentic message.
+    pub endpoint: Option<usize>,
+    /// Whose session it sends in.
+    pub session: Option<usize>,
+}
+
+/// What a pod said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Said {
+    /// Began a handshake.
+    Call,
+    /// Answered the hub's.
+    Response,
+    Keepalive,
+    Data,
 }
 
 /// The parts of a history.
@@ -169,11 +196,12 @@ impl fmt::Display for History {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "history {}: {} pods, lease {:?}, hold {}",
+            "history {}: {} pods, lease {:?}, hold {}, round trip {:?}",
             self.seed,
             self.rates.len(),
             self.params.lease,
-            self.hold
+            self.hold,
+            self.round_trip
         )?;
         for (pod, Rates { process, kernel }) in self.rates.iter().enumerate() {
             writeln!(f, "  pod {pod}: clock at {process:.6}, kernel's ticks at {kernel:.6} of true time")?;
@@ -195,6 +223,16 @@ impl fmt::Display for Event {
             What::Wrote { by: Some(pod), record } => write!(f, "Lease: {} (pod {pod})", words(record.as_ref())),
             What::Wrote { by: None, record } => write!(f, "Lease: {} (by hand)", words(record.as_ref())),
             What::Kernel { pod, state } => write!(f, "pod {pod}: {state}"),
+            What::Hub(Hub { endpoint: None, .. }) => write!(f, "hub: knows nobody"),
+            What::Hub(Hub { endpoint: Some(pod), session: None }) => {
+                write!(f, "hub: sends to pod {pod}, has no session")
+            }
+            What::Hub(Hub { endpoint: Some(pod), session: Some(of) }) => {
+                write!(f, "hub: sends to pod {pod}, in the session of pod {of}")
+            }
+            What::Left { pod, said, heard, foreign } => {
+                write!(f, "pod {pod}: {said:?} leaves, heard at {heard:?}, foreign at {foreign:?}")
+            }
         }
     }
 }

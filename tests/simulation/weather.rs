@@ -12,6 +12,7 @@ use wirevip::election::testing::{Way, Weather};
 
 use crate::clock::Rates;
 use crate::kernel::Trouble;
+use crate::wire::Road;
 
 /// Something that happens.
 #[derive(Clone, PartialEq, Debug)]
@@ -72,6 +73,7 @@ pub struct Plan {
     pub hold: bool,
     /// By pod: its clocks, when it booted, and how far its wall clock is off.
     pub pods: Vec<(Rates, Duration, i64)>,
+    pub road: Road,
     /// What happens, each after this pause.
     pub acts: Vec<(Duration, Act)>,
 }
@@ -133,7 +135,17 @@ impl Plan {
                 acts.push((next, act));
             }
         }
-        Self { seed, hold: rng.random_bool(0.7), pods, acts }
+        let hold = rng.random_bool(0.7);
+        Self { seed, hold, pods, road: road(&mut rng), acts }
+    }
+}
+
+fn road(rng: &mut StdRng) -> Road {
+    Road {
+        round_trip: ms(*[2, 10, 30, 100, 280, 500].choose(rng).unwrap()),
+        loss: *[0.0, 0.0, 0.01, 0.1].choose(rng).unwrap(),
+        beat: ms(rng.random_range(20..100)),
+        slow: *[0.0, 0.2].choose(rng).unwrap(),
     }
 }
 

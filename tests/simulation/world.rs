@@ -11,12 +11,14 @@ use wirevip::secret::{Endpoint, Host, PublicKey, SecretKey, Tunnel, TunnelName};
 use wirevip::services::{Forward, Forwards, Owner, Protocol, VipPort};
 use wirevip::tunnel::Step;
 
+use crate::checker;
 use crate::clock::Machine;
 use crate::kernel::{PodKernel, Trouble};
 use crate::mutants::Mutant;
 use crate::pod::{Pod, Told};
 use crate::record::{History, Phase, Scribe, What};
 use crate::weather::{Act, Plan, ms};
+use crate::wire::{Road, Wire};
 
 /// The tunnel's first UDP port.
 pub const PORT: u16 = 51820;
@@ -29,7 +31,8 @@ pub fn live(plan: &Plan, mutant: Mutant) -> History {
         world.befall(plan).await;
         world.end(plan.seed).await;
         let rates = plan.pods.iter().map(|(rates, ..)| *rates).collect();
-        History { seed: plan.seed, hold: plan.hold, params: Params::default(), rates, events: world.scribe.events() }
+        let Plan { seed, hold, road: Road { round_trip, .. }, .. } = *plan;
+        History { seed, hold, round_trip, params: Params::default(), rates, events: world.scribe.events() }
     })
 }
 
@@ -37,8 +40,11 @@ struct World {
     clock: TokioClock,
     scribe: Scribe,
     server: LeaseServer,
+    wire: Wire,
     pods: Vec<Pod>,
     told: Told,
+    /// What all that is to happen in time is given more, since the hub is far.
+    far: Duration,
 }
 
 impl World {
@@ -46,14 +52,24 @@ impl World {
         let (clock, params) = (TokioClock::new(), Params::default());
         let (scribe, server) = (Scribe::new(clock), LeaseServer::new());
         let told = Told { settings: settings(5, PORT), forwards: forwards(1) };
-        let pod = |(number, &(rates, booted, wall_off)): (usize, &_)| {
-            let machine = Machine::new(clock, rates, booted, SignedDuration::from_secs(wall_off));
-            let seed = plan.seed.wrapping_mul(31) + number as u64;
-            let kernel = PodKernel::new(number, name(), machine.clone(), scribe.clone(), seed);
-            let client = server.client(&number.to_string(), seed);
-            Pod::new(number, (machine, kernel, client), (scribe.clone(), mutant, params, plan.seed, plan.hold))
+        let machines: Vec<Machine> = plan
+            .pods
+            .iter()
+            .map(|&(rates, booted, wall_off)| Machine::new(clock, rates, booted, SignedDuration::from_secs(wall_off)))
+            .collect();
+        let seed = |number: usize| plan.seed.wrapping_mul(31) + number as u64;
+        let kernel = |(number, machine): (usize, &Machine)| {
+            PodKernel::new(number, name(), machine.clone(), scribe.clone(), seed(number))
         };
-        let mut pods: Vec<Pod> = plan.pods.iter().enumerate().map(pod).collect();
+        let kernels: Vec<PodKernel> = machines.iter().enumerate().map(kernel).collect();
+        let wire = Wire::new(plan.road.clone(), kernels.clone(), scribe.clone(), plan.seed);
+        tokio::spawn(wire.clone().carry());
+        let pod = |(number, (machine, kernel)): (usize, _)| {
+            let client = server.client(&number.to_string(), seed(number));
+            let parts = (machine, kernel, client, wire.clone());
+            Pod::new(number, parts, (scribe.clone(), mutant, params, plan.seed, plan.hold))
+        };
+        let mut pods: Vec<Pod> = machines.into_iter().zip(kernels).enumerate().map(pod).collect();
         server.observe({
             let scribe = scribe.clone();
             let mut last = None;
@@ -68,7 +84,8 @@ impl World {
         for pod in &mut pods {
             pod.start(&told);
         }
-        Self { clock, scribe, server, pods, told }
+        let far = checker::far(plan.road.round_trip);
+        Self { clock, scribe, server, wire, pods, told, far }
     }
 
     async fn befall(&mut self, plan: &Plan) {
@@ -79,13 +96,17 @@ impl World {
             {
                 continue;
             }
-            self.scribe.write(What::Befell(act.clone()));
-            self.perform(act);
+            self.act(act.clone());
             if let Act::TableLost { forwards: false, .. } = act {
                 tokio::time::sleep(ms(1500)).await;
             }
         }
         tokio::time::sleep(ms(500)).await;
+    }
+
+    fn act(&mut self, act: Act) {
+        self.scribe.write(What::Befell(act.clone()));
+        self.perform(&act);
     }
 
     fn perform(&mut self, act: &Act) {
@@ -120,10 +141,7 @@ impl World {
                 lease.metadata.labels = Some([("team".to_owned(), "network".to_owned())].into());
                 Some(lease)
             }),
-            Act::Hub(answers) => self.pods.iter().for_each(|pod| {
-                pod.kernel.links.hub_answers(*answers);
-                pod.kernel.look();
-            }),
+            Act::Hub(answers) => self.wire.hub_answers(*answers),
             Act::Kernel(pod, trouble) => self.pods[*pod].kernel.trouble(trouble.clone()),
             Act::LinkLost(pod) => self.outsider(*pod, |kernel| kernel.links.lose(&name())),
             Act::LinkDown(pod) => self.outsider(*pod, |kernel| kernel.links.undo(&name(), Step::Up)),
@@ -159,42 +177,39 @@ impl World {
             pod.client.weather(Weather::default());
             pod.client.way(Way::Open);
             pod.kernel.trouble(Trouble::default());
-            pod.kernel.links.hub_answers(true);
-            pod.kernel.look();
         }
+        self.wire.hub_answers(true);
+        self.wire.mend();
         // Whoever was told to end has ended by then.
         tokio::time::sleep(ms(3000)).await;
         for pod in &mut self.pods {
             pod.start(&self.told);
         }
         self.scribe.write(What::Phase(Phase::Calm));
-        tokio::time::sleep(crate::checker::LEADS_WITHIN).await;
+        tokio::time::sleep(checker::LEADS_WITHIN + self.far).await;
         for number in 0..4 {
-            self.scribe.write(What::Befell(Act::Forwards(number)));
-            self.perform(&Act::Forwards(number));
+            self.act(Act::Forwards(number));
             tokio::time::sleep(ms(700)).await;
         }
         if let Some(leader) = self.leader() {
             self.scribe.write(What::Phase(Phase::Robbed));
-            let act = robbery(leader, seed);
-            self.scribe.write(What::Befell(act.clone()));
-            self.perform(&act);
-            tokio::time::sleep(crate::checker::BACK_WITHIN + ms(500)).await;
+            self.act(robbery(leader, seed));
+            tokio::time::sleep(checker::BACK_WITHIN + self.far + ms(500)).await;
         }
         if let Some(leader) = self.leader() {
             self.scribe.write(What::Phase(Phase::Killed));
-            self.pods[leader].kill();
-            tokio::time::sleep(crate::checker::TAKEN_OVER_WITHIN).await;
+            self.act(Act::Kill(leader));
+            tokio::time::sleep(checker::TAKEN_OVER_WITHIN + self.far).await;
             self.pods[leader].start(&self.told);
         }
         if let Some(leader) = self.leader() {
             self.scribe.write(What::Phase(Phase::HandOver));
-            self.pods[leader].terminate();
-            tokio::time::sleep(ms(2000)).await;
+            self.act(Act::Terminate(leader));
+            tokio::time::sleep(ms(2000) + self.far).await;
         }
         self.scribe.write(What::Phase(Phase::Stop));
-        for pod in &mut self.pods {
-            pod.terminate();
+        for pod in 0..self.pods.len() {
+            self.act(Act::Terminate(pod));
         }
         tokio::time::sleep(ms(3000)).await;
         self.scribe.write(What::Phase(Phase::End));
