@@ -89,6 +89,7 @@ up() {
 
 down() {
   local directory netns
+  [ -d "$state" ] || [ ! -e "/run/netns/$lan" ] || fail "the cluster that is up was not brought up from here"
   for directory in "$state"/*/pid; do
     [ ! -e "$directory" ] || machine_kill "$(basename "$(dirname "$directory")")"
   done
@@ -114,7 +115,10 @@ case $command in
       machine_enter "n$number" sed -i "s/\(ip_forward\": \)\"[01]\"/\1\"$1\"/" /run/settings/cni/10-pods.conflist
     done
     ;;
-  power) "power_$2" "$1" ;;
+  power)
+    "power_$2" "$1"
+    [ "$1 $2" != "control on" ] || within 120 api_answers || fail "the API server does not answer: see $state/control/log"
+    ;;
   cable) if [ "$2" = up ]; then plug_in "$1"; else ip -n "wirevip-$1" link set eth0 down; fi ;;
   daemon)
     case $3 in

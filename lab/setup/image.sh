@@ -20,4 +20,4 @@ for pair in x86_64:amd64 aarch64:arm64; do
 done
 NAME=localhost/wirevip:$version ENTRYPOINT='["/wirevip"]' CMD='["run"]' ARCHITECTURES=$architectures \
   lab/setup/archive.sh target/image/wirevip.tar "${roots[@]}"
-note "localhost/wirevip:$version ($architectures): target/image/wirevip.tar, $(du -h target/image/wirevip.tar | cut -f 1)"
+note "localhost/wirevip:$version (${architectures% }): target/image/wirevip.tar, $(du -h target/image/wirevip.tar | cut -f 1)"

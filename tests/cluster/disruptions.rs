@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use lab::clock::{now, pause};
+use lab::clock::{now, pause, until};
 use lab::cluster::{Installed, Pod};
 use lab::gaps::Distribution;
 use lab::probe::{Probe, ProbeKind};
@@ -65,6 +65,14 @@ fn nothing(_: &Installed, _: &Pod) -> Result<()> {
     Ok(())
 }
 
+/// What the machine itself costs, to compare with.
+#[test]
+#[ignore = "needs a cluster, see make cluster-test"]
+fn an_undisturbed_client_is_served() -> Result<()> {
+    let disrupt: Disruption = |_, _| pause(Duration::from_secs(5));
+    measure("nothing, for 5 s", HANDED_OVER, disrupt, nothing)
+}
+
 #[test]
 #[ignore = "needs a cluster, see make cluster-test"]
 fn a_rolling_update_hands_over() -> Result<()> {
@@ -112,9 +120,15 @@ fn a_leader_deleted_by_force_is_replaced() -> Result<()> {
 fn a_killed_container_is_replaced() -> Result<()> {
     let disrupt: Disruption = |installed, leader| {
         let process = installed.process(leader)?;
-        installed.cluster.sh(&["in", &leader.node, "kill", "-KILL", &process]).map(drop)
+        installed.cluster.sh(&["in", &leader.node, "kill", "-KILL", &process])?;
+        until("the container that is started again", WITHIN, || {
+            Ok((installed.process(leader)? != process).then_some(()))
+        })
     };
-    measure("leader's container killed", TAKEN_OVER, disrupt, nothing)
+    // A new pod: the kubelet would wait longer each time before it starts the same one's container again.
+    let mend: Disruption =
+        |installed, leader| installed.cluster.kubectl(&["-n", "wirevip", "delete", "pod", &leader.name], "").map(drop);
+    measure("leader's container killed", TAKEN_OVER, disrupt, mend)
 }
 
 #[test]

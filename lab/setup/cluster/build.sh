@@ -16,7 +16,7 @@ lab/setup/packages.sh test cluster
 
 mkdir -p "$programs" "$images"
 CGO_ENABLED=0 lab/kube/build.sh target/kube cluster
-lab/kube/build.sh target/kube etcd
+env -u KUBEBUILDER_ASSETS lab/kube/build.sh target/kube etcd
 for name in kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl; do
   ln -sfn "$top/target/kube/cluster" "$programs/$name"
 done
