@@ -19,6 +19,8 @@ use crate::record::{Hub as HubState, Said, Scribe, Voice, What};
 use crate::weather::ms;
 use crate::wireguard::{Content, Message, Peer};
 
+/// One response for another silences nobody in so long, by the fastest of clocks (2 s by the kernel's own).
+const STRAYS: Duration = Duration::from_millis(1800);
 /// While one pod alone has a session little can go wrong, and that is how it is most of the time.
 const CALM_BEAT: Duration = Duration::from_secs(1);
 const HUB: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 51820);
@@ -77,6 +79,8 @@ struct Station {
     /// When something last came for a session of this pod's, and for another while its fence held.
     heard: Option<Duration>,
     foreign: Option<Duration>,
+    /// When a response for another last came that may have lost its way.
+    strayed: Option<Duration>,
 }
 
 #[derive(Default)]
@@ -97,6 +101,7 @@ impl Wire {
             keepalive: Duration::ZERO,
             heard: None,
             foreign: None,
+            strayed: None,
         };
         let inner = Inner {
             road,
@@ -313,8 +318,11 @@ impl Inner {
             }
         };
         let station = &mut self.stations[pod];
+        let response = matches!(message, Message::Response { .. });
         if own {
             station.heard = Some(now);
+        } else if response && station.strayed.is_none_or(|last| last + STRAYS < now) {
+            station.strayed = Some(now);
         } else if station.kernel.voice() != Voice::Free {
             station.foreign = Some(now);
         }
