@@ -48,8 +48,9 @@ const KICK_NEAR: Duration = Duration::from_millis(40);
 /// A session is over so long after its handshake (WireGuard white paper, 6.1).
 const SESSION: Duration = Duration::from_secs(180);
 /// In hold a packet is handed so often to a session that is over. Without one WireGuard gives up a minute and a half after
-/// its first try at a handshake; what it tries is defused on its way, and keeps a NAT open for the hub's own call.
-const KNOCK_EVERY: Duration = Duration::from_secs(20);
+/// its first try at a handshake; what it tries is defused on its way, one in 20 s, and keeps a NAT open for the hub's own
+/// call. Many forget after 30 s.
+const KNOCK_EVERY: Duration = Duration::from_secs(5);
 /// The second handshake does not count as an interruption for so long.
 const REASSURING: Duration = Duration::from_secs(1);
 
