@@ -8,7 +8,7 @@
 machine_pid() {
   local pid
   pid=$(cat "$state/$1/pid" 2>/dev/null) || return 1
-  tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qE "(machine-init\.sh|pause) $1 " && echo "$pid"
+  { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -qE "(machine-init\.sh|pause) $1 " && echo "$pid"
 }
 
 # This shell's place in each hierarchy of cgroup v1: controller and directory.
