@@ -3,7 +3,6 @@
 #![expect(clippy::expect_used, reason = "a test")]
 #![expect(clippy::print_stderr, reason = "times are told, not asserted: the machine may be busy")]
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -347,7 +346,7 @@ fn status_and_events_are_written(kind: Kind) -> Result<()> {
         role: Role::Serving,
         vip: [10, 9, 0, 2].into(),
         public_address: None,
-        services: if claims { BTreeSet::from([ObjectName::new("default", "web")]) } else { BTreeSet::new() },
+        services: Arc::new(claims.then(|| ObjectName::new("default", "web")).into_iter().collect()),
     };
     let (foreign, own) = (json!({"ip": "192.0.2.1", "ipMode": "VIP"}), json!({"ip": "10.9.0.2", "ipMode": "VIP"}));
     publisher.set(&wg0, publication(true));

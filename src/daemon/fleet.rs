@@ -54,6 +54,8 @@ pub(super) struct Fleet {
     parts: Parts,
     secret: watch::Receiver<SecretState>,
     services: watch::Receiver<Arc<Inputs>>,
+    /// From what the forwards of now were made.
+    translated: Arc<Inputs>,
     /// The watches; they end with the fleet.
     _watches: JoinSet<()>,
     settings: Settings,
@@ -92,6 +94,7 @@ impl Fleet {
             parts,
             secret,
             services,
+            translated: Arc::default(),
             _watches: watches,
             settings: Settings::default(),
             members: BTreeMap::new(),
@@ -109,7 +112,11 @@ impl Fleet {
                 biased;
                 _ = self.parts.stop.changed() => {}
                 _ = self.secret.changed() => self.configure().await,
-                _ = self.services.changed() => self.translate(),
+                _ = self.services.changed() => {
+                    if !self.services.borrow_and_update().forwards_as(&self.translated) {
+                        self.translate();
+                    }
+                }
             }
         }
         for (_, member) in std::mem::take(&mut self.members) {
@@ -229,7 +236,8 @@ impl Fleet {
                 });
             }
         }
-        self.herald.translated(inputs, translation, views.first().map(|view| view.name.clone()));
+        self.herald.translated(translation, views.first().map(|view| view.name.clone()));
+        self.translated = inputs;
     }
 
     fn enlist(&mut self, tunnel: Tunnel) {
@@ -264,7 +272,8 @@ impl Fleet {
         let store = KubeLease::new(parts.connection.client.clone(), &parts.config.namespace, name.lease());
         let share = self.load.share(&parts.board.pod().identity, name.as_str());
         let (elector, rng) = (self.elector.clone(), StdRng::from_os_rng());
-        let campaign = Campaign::spawn_beside_others(share, store, BootClock, elector, rng);
+        let campaign = tracing::error_span!("election", tunnel = %name)
+            .in_scope(|| Campaign::spawn_beside_others(share, store, BootClock, elector, rng));
         let ear = self.herald.listen(&name, snapshot_rx.clone());
         let mut controller = Controller::new(slot, parts.nic.borrow().clone(), tunnel);
         if parts.config.hold {

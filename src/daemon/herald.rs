@@ -2,7 +2,7 @@
 //!
 //! What concerns a Service is told by the pod that leads the tunnel, else every pod would say the same.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,23 +27,31 @@ pub(super) struct Herald {
     clock: Arc<dyn Clock>,
     events: Events,
     publisher: Publisher,
+    services: watch::Receiver<Arc<Inputs>>,
     news: watch::Sender<Arc<News>>,
     secret_uid: Option<String>,
     faults: FaultsByTunnel,
 }
 
-/// The Services as last translated.
-#[derive(Default)]
+/// What the last translation says of the Services.
+#[derive(PartialEq, Eq, Default)]
 struct News {
-    inputs: Arc<Inputs>,
     translation: Translation,
+    /// The Services of each tunnel that has any.
+    published: BTreeMap<TunnelName, Arc<BTreeSet<ObjectName>>>,
     first_tunnel: Option<TunnelName>,
 }
 
 impl News {
-    fn regarding(&self, name: &ObjectName) -> Regarding {
-        let uid = self.inputs.services().iter().find(|service| service.name == *name).map(|found| found.uid.clone());
-        Regarding::Service { name: name.clone(), uid: uid.unwrap_or_default() }
+    fn new(translation: Translation, first_tunnel: Option<TunnelName>) -> Self {
+        let mut published: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for (service, tunnels) in &translation.published {
+            for tunnel in tunnels {
+                published.entry(tunnel.clone()).or_default().insert(service.clone());
+            }
+        }
+        let published = published.into_iter().map(|(tunnel, services)| (tunnel, Arc::new(services))).collect();
+        Self { translation, published, first_tunnel }
     }
 }
 
@@ -59,7 +67,8 @@ impl Herald {
         let clock: Arc<dyn Clock> = parts.clock.clone();
         Self {
             events: Events::spawn(ApiEventStore(client.clone()), reporter, Arc::clone(&clock), parts.metrics.clone()),
-            publisher: Publisher::spawn(ApiStatusStore(client.clone()), services),
+            publisher: Publisher::spawn(ApiStatusStore(client.clone()), services.clone()),
+            services,
             clock,
             news: watch::channel(Arc::default()).0,
             secret_uid: None,
@@ -98,9 +107,16 @@ impl Herald {
         self.events.tell(regarding, Reason::InvalidConfiguration, note);
     }
 
-    /// The Services were translated anew.
-    pub(super) fn translated(&self, inputs: Arc<Inputs>, translation: Translation, first_tunnel: Option<TunnelName>) {
-        self.news.send_replace(Arc::new(News { inputs, translation, first_tunnel }));
+    /// The Services were translated anew. `translation` without the forwards, of which nothing is told.
+    pub(super) fn translated(&self, translation: Translation, first_tunnel: Option<TunnelName>) {
+        let news = News::new(translation, first_tunnel);
+        self.news.send_if_modified(|known| {
+            let changed = **known != news;
+            if changed {
+                *known = Arc::new(news);
+            }
+            changed
+        });
     }
 
     /// Follows one tunnel until its actor has ended.
@@ -113,6 +129,7 @@ impl Herald {
             name: name.clone(),
             events: self.events.clone(),
             publisher: self.publisher.clone(),
+            services: self.services.clone(),
             narrator: Narrator::default(),
             told: BTreeSet::new(),
         };
@@ -143,7 +160,7 @@ impl Herald {
             role: if leads { Role::Serving } else { Role::Standby },
             vip: last.settings.vip,
             public_address: last.settings.public_address.clone(),
-            services: BTreeSet::new(),
+            services: Arc::default(),
         };
         async move {
             publisher.set(&name, publication);
@@ -159,6 +176,7 @@ struct Ear {
     name: TunnelName,
     events: Events,
     publisher: Publisher,
+    services: watch::Receiver<Arc<Inputs>>,
     narrator: Narrator,
     /// What was told of Services, while it lasts.
     told: BTreeSet<(ObjectName, Reason, String)>,
@@ -218,12 +236,7 @@ impl Ear {
     }
 
     fn publish(&mut self, seen: &Snapshot, news: &News, leads: bool) {
-        let published = &news.translation.published;
-        let services: BTreeSet<_> = published
-            .iter()
-            .filter(|(_, tunnels)| tunnels.contains(&self.name))
-            .map(|(name, _)| name.clone())
-            .collect();
+        let services = news.published.get(&self.name).cloned().unwrap_or_default();
         let role = match (leads, seen.serves) {
             (false, _) => Role::Standby,
             (true, false) => Role::Rising,
@@ -268,8 +281,13 @@ impl Ear {
             );
         }
         for (service, reason, note) in now.difference(&self.told) {
-            self.events.tell(news.regarding(service), *reason, note.clone());
+            self.events.tell(self.regarding(service), *reason, note.clone());
         }
         self.told = now;
+    }
+
+    fn regarding(&self, name: &ObjectName) -> Regarding {
+        let uid = self.services.borrow().service(name).map(|found| found.uid.clone());
+        Regarding::Service { name: name.clone(), uid: uid.unwrap_or_default() }
     }
 }

@@ -13,6 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use rand::Rng;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 
 use super::driver::{Driver, Handle};
 use super::gate::{Gate, Wish};
@@ -61,7 +62,7 @@ impl Campaign {
         Self::spawn_beside_others(Share::alone(), store, clock, elector, rng)
     }
 
-    /// As [`Campaign::spawn`], for one of several tunnels.
+    /// As [`Campaign::spawn`], for one of several tunnels. Its log lines are in the span that it is called in.
     pub fn spawn_beside_others<S, C, R>(share: Share, store: S, clock: C, elector: Elector, rng: R) -> Self
     where
         S: LeaseStore,
@@ -73,7 +74,7 @@ impl Campaign {
         let (standing_tx, standing) = watch::channel(Standing::default());
         let handle = Handle { gate: gate.clone(), leadership: leadership_tx, standing: standing_tx };
         let driver = Driver::new(store, clock, elector, rng, share, handle);
-        Self { gate, leadership, standing, task: tokio::spawn(driver.run()) }
+        Self { gate, leadership, standing, task: tokio::spawn(driver.run().in_current_span()) }
     }
 
     /// Who leads. A tenure is published again at each renewal.

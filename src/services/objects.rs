@@ -60,6 +60,15 @@ pub struct Service {
     pub ingress: Vec<Ingress>,
 }
 
+impl Service {
+    /// The same but for its status, as far as forwarding goes.
+    pub fn forwards_as(&self, other: &Self) -> bool {
+        let without_status =
+            Self { resource_version: other.resource_version.clone(), ingress: other.ingress.clone(), ..self.clone() };
+        without_status == *other
+    }
+}
+
 /// One of `spec.ports`. `targetPort` is not kept: EndpointSlices carry it resolved, under the port's name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServicePort {

@@ -48,14 +48,37 @@ impl Inputs {
         self.services.is_some() && self.slices.is_some() && self.control_plane.is_some()
     }
 
+    /// Is nothing different that forwards are made of? Every Service's status is written by somebody, for the most part
+    /// by us; that must not cost a translation of all.
+    pub fn forwards_as(&self, other: &Self) -> bool {
+        let services = |one: &Arc<Service>, other: &Arc<Service>| Arc::ptr_eq(one, other) || one.forwards_as(other);
+        alike(&self.services, &other.services, services)
+            && alike(&self.slices, &other.slices, Arc::eq)
+            && alike(&self.control_plane, &other.control_plane, Arc::eq)
+    }
+
     /// The Services known.
     pub fn services(&self) -> &[Arc<Service>] {
         self.services.as_deref().unwrap_or_default()
     }
 
+    /// The Service of that name.
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        let services = self.services();
+        let at = services.binary_search_by(|service| service.name.cmp(name)).ok()?;
+        Some(&services[at])
+    }
+
     /// All slices known, the control plane's among them.
     pub fn all_slices(&self) -> Vec<Arc<EndpointSlice>> {
         self.slices.iter().chain(&self.control_plane).flatten().cloned().collect()
+    }
+}
+
+fn alike<T>(one: &Option<Vec<T>>, other: &Option<Vec<T>>, alike: impl Fn(&T, &T) -> bool) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => one.len() == other.len() && std::iter::zip(one, other).all(|(a, b)| alike(a, b)),
+        (one, other) => one.is_none() && other.is_none(),
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use crate::secret::{Host, TunnelName};
 use crate::services::ObjectName;
@@ -31,7 +32,7 @@ pub struct Publication {
     /// What clients are told in place of the VIP.
     pub public_address: Option<Host>,
     /// The Services that are published on it (`Translation::published`).
-    pub services: BTreeSet<ObjectName>,
+    pub services: Arc<BTreeSet<ObjectName>>,
 }
 
 impl Publication {
@@ -51,25 +52,44 @@ impl Publication {
     }
 }
 
-/// All tunnels' publications, and the addresses that they had before.
+/// All tunnels' publications, and the addresses that they had before. Looked up by Service and by address: with a
+/// hundred tunnels and a thousand Services each Service must not ask every tunnel.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Publications {
     tunnels: BTreeMap<TunnelName, Publication>,
-    /// A tunnel's addresses of all times: entries under an earlier one are its own to remove.
-    earlier: BTreeMap<TunnelName, BTreeSet<String>>,
+    /// Who claims a Service.
+    claimants: BTreeMap<ObjectName, BTreeSet<TunnelName>>,
+    /// Who has, or ever had, an address: entries under an earlier one are a tunnel's own to remove.
+    owners: BTreeMap<String, BTreeSet<TunnelName>>,
 }
 
 impl Publications {
+    /// What a tunnel says.
+    pub fn of(&self, name: &TunnelName) -> Option<&Publication> {
+        self.tunnels.get(name)
+    }
+
     /// Sets what a tunnel says. Standbys say it as well, so that they know their earlier addresses when they lead.
     pub fn set(&mut self, name: &TunnelName, publication: Publication) {
-        self.earlier.entry(name.clone()).or_default().extend(publication.addresses());
+        let before = self.of(name).map(|before| Arc::clone(&before.services)).unwrap_or_default();
+        drop_from(&mut self.claimants, before.difference(&publication.services), name);
+        for service in publication.services.difference(&before) {
+            self.claimants.entry(service.clone()).or_default().insert(name.clone());
+        }
+        for address in publication.addresses() {
+            self.owners.entry(address).or_default().insert(name.clone());
+        }
         self.tunnels.insert(name.clone(), publication);
     }
 
     /// Forgets a tunnel. Its entries stay where they are.
     pub fn remove(&mut self, name: &TunnelName) {
-        self.tunnels.remove(name);
-        self.earlier.remove(name);
+        let Some(publication) = self.tunnels.remove(name) else { return };
+        drop_from(&mut self.claimants, publication.services.iter(), name);
+        self.owners.retain(|_, owners| {
+            owners.remove(name);
+            !owners.is_empty()
+        });
     }
 
     /// What the Service's entries should become, and which tunnels ask for that; `None`: they are right.
@@ -79,24 +99,20 @@ impl Publications {
             return None;
         }
         let mut wanted: Vec<Ingress> = Vec::new();
-        let mut unwanted: BTreeMap<&str, &TunnelName> = BTreeMap::new();
         let mut others: BTreeSet<String> = BTreeSet::new();
         let mut asking: BTreeSet<TunnelName> = BTreeSet::new();
-        for (name, publication) in &self.tunnels {
-            let claims = publication.services.contains(&service.name);
+        for name in self.claimants.get(&service.name).into_iter().flatten() {
+            let publication = &self.tunnels[name];
+            if publication.role != Role::Serving {
+                others.extend(publication.addresses());
+                continue;
+            }
             let entry = publication.entry();
-            match (publication.role, claims) {
-                (Role::Standby, false) => {}
-                (Role::Standby | Role::Rising, true) => others.extend(publication.addresses()),
-                (Role::Rising | Role::Serving, _) => {
-                    unwanted.extend(self.earlier.get(name).into_iter().flatten().map(|a| (a.as_str(), name)));
-                    if claims && !wanted.iter().any(|known| address(known) == address(&entry)) {
-                        if !service.ingress.iter().any(|have| same(have, &entry)) {
-                            asking.insert(name.clone());
-                        }
-                        wanted.push(entry);
-                    }
+            if !wanted.iter().any(|known| address(known) == address(&entry)) {
+                if !service.ingress.iter().any(|have| same(have, &entry)) {
+                    asking.insert(name.clone());
                 }
+                wanted.push(entry);
             }
         }
         let mut merged: Vec<Ingress> = Vec::new();
@@ -105,8 +121,8 @@ impl Publications {
             if let Some(index) = wanted.iter().position(|want| address(want) == Some(at)) {
                 let want = wanted.swap_remove(index);
                 merged.push(Ingress { ports: have.ports.clone(), ..want });
-            } else if let Some(owner) = unwanted.get(at).filter(|_| !others.contains(at)) {
-                asking.insert((*owner).clone());
+            } else if let Some(owner) = self.remover(at, &service.name).filter(|_| !others.contains(at)) {
+                asking.insert(owner.clone());
             } else {
                 merged.push(have.clone());
             }
@@ -114,6 +130,34 @@ impl Publications {
         wanted.sort_by(|a, b| address(a).cmp(&address(b)));
         merged.extend(wanted);
         (merged != service.ingress).then_some((merged, asking))
+    }
+
+    /// The tunnel whose entry this is and that may remove it: it leads here, and has nothing to wait for.
+    fn remover(&self, address: &str, service: &ObjectName) -> Option<&TunnelName> {
+        self.owners.get(address)?.iter().rev().find(|name| {
+            let publication = &self.tunnels[*name];
+            match publication.role {
+                Role::Standby => false,
+                Role::Rising => !publication.services.contains(service),
+                Role::Serving => true,
+            }
+        })
+    }
+}
+
+/// Takes `name` off each of the Services' claimants.
+fn drop_from<'s>(
+    claimants: &mut BTreeMap<ObjectName, BTreeSet<TunnelName>>,
+    services: impl Iterator<Item = &'s ObjectName>,
+    name: &TunnelName,
+) {
+    for service in services {
+        if let Some(of_it) = claimants.get_mut(service) {
+            of_it.remove(name);
+            if of_it.is_empty() {
+                claimants.remove(service);
+            }
+        }
     }
 }
 

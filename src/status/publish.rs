@@ -52,7 +52,14 @@ pub struct Publisher {
 #[derive(Clone, Debug, Default)]
 struct Wanted {
     generation: u64,
-    publications: Publications,
+    publications: Arc<Publications>,
+}
+
+impl Wanted {
+    fn change(&mut self, change: impl FnOnce(&mut Publications)) {
+        change(Arc::make_mut(&mut self.publications));
+        self.generation += 1;
+    }
 }
 
 /// Which tunnels still have something to write, as of a generation of [`Wanted`]. `None`: the Services are not known.
@@ -73,20 +80,22 @@ impl Publisher {
 
     /// What a tunnel says from now on. Standbys say it too (`Role::Standby`).
     pub fn set(&self, name: &TunnelName, publication: Publication) {
-        self.change(|publications| publications.set(name, publication));
+        self.wanted.send_if_modified(|wanted| {
+            let changed = wanted.publications.of(name) != Some(&publication);
+            if changed {
+                wanted.change(|publications| publications.set(name, publication));
+            }
+            changed
+        });
     }
 
     /// Forgets a tunnel, and leaves its entries.
     pub fn remove(&self, name: &TunnelName) {
-        self.change(|publications| publications.remove(name));
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Publications)) {
         self.wanted.send_if_modified(|wanted| {
-            let before = wanted.publications.clone();
-            change(&mut wanted.publications);
-            let changed = wanted.publications != before;
-            wanted.generation += u64::from(changed);
+            let changed = wanted.publications.of(name).is_some();
+            if changed {
+                wanted.change(|publications| publications.remove(name));
+            }
             changed
         });
     }
@@ -129,7 +138,7 @@ async fn write(
         let Wanted { generation, publications } = wanted.borrow_and_update().clone();
         let mut unwritten = BTreeSet::new();
         let mut failed = false;
-        tried.retain(|name, _| known.services().binary_search_by(|service| service.name.cmp(name)).is_ok());
+        tried.retain(|name, _| known.service(name).is_some());
         for service in known.services() {
             let Some((ingress, asking)) = publications.merge(service) else {
                 // Right by what is known; but what is known may be older than what we have written ourselves.

@@ -1,4 +1,4 @@
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::super::objects::{WireService, WireSlice};
 use super::*;
@@ -80,4 +80,43 @@ fn a_deleted_slice_without_endpoints_or_labels_is_dropped_all_the_same() {
     let bare: WireSlice = serde_json::from_value(json!({"metadata": {"name": "a", "namespace": "ns"}})).unwrap();
     assert!(mirror.apply(Event::Delete(bare)));
     assert!(mirror.objects().is_empty());
+}
+
+#[test]
+fn only_a_services_status_makes_no_difference_to_what_is_forwarded() {
+    let service = |change: Value| {
+        let mut object = json!({
+            "metadata": {"name": "web", "namespace": "shop", "uid": "1", "resourceVersion": "1"},
+            "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]},
+        });
+        merge(&mut object, change);
+        let service = Service::slim(&serde_json::from_value(object).unwrap()).unwrap();
+        Inputs { services: Some(vec![Arc::new(service)]), slices: Some(vec![]), control_plane: Some(vec![]) }
+    };
+    let before = service(json!({}));
+    let status = json!({
+        "metadata": {"resourceVersion": "2"}, "status": {"loadBalancer": {"ingress": [{"ip": "10.9.0.2"}]}},
+    });
+    assert!(service(status).forwards_as(&before));
+    for (what, after) in [
+        ("a port", service(json!({"spec": {"ports": [{"port": 81}]}}))),
+        ("another of that name", service(json!({"metadata": {"uid": "2"}}))),
+        ("no Service", Inputs { services: Some(vec![]), ..before.clone() }),
+        ("not listed yet", Inputs { slices: None, ..before.clone() }),
+    ] {
+        assert!(!after.forwards_as(&before), "{what}");
+        assert!(!before.forwards_as(&after), "{what}, the other way round");
+    }
+}
+
+/// As a merge patch without nulls does it.
+fn merge(object: &mut Value, change: Value) {
+    match (object, change) {
+        (Value::Object(object), Value::Object(change)) => {
+            for (key, value) in change {
+                merge(object.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (object, change) => *object = change,
+    }
 }

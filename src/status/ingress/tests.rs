@@ -23,7 +23,7 @@ fn service(ingress: Value) -> Service {
 
 fn publication(role: Role, vip: u8, claims: bool) -> Publication {
     let services = if claims { BTreeSet::from([web()]) } else { BTreeSet::new() };
-    Publication { role, vip: [10, 9, vip, 2].into(), public_address: None, services }
+    Publication { role, vip: [10, 9, vip, 2].into(), public_address: None, services: services.into() }
 }
 
 fn all(list: &[(&str, Publication)]) -> Publications {

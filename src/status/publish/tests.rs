@@ -94,7 +94,7 @@ fn wg0() -> TunnelName {
 
 fn publication(role: Role, claims: bool) -> Publication {
     let services = if claims { BTreeSet::from([ObjectName::new("shop", "web")]) } else { BTreeSet::new() };
-    Publication { role, vip: [10, 9, 0, 2].into(), public_address: None, services }
+    Publication { role, vip: [10, 9, 0, 2].into(), public_address: None, services: services.into() }
 }
 
 /// Lets the task run until it waits.
