@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/target/tools/bin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab test faults vm cluster cluster-down cluster-test image simulate fuzz bench build assets check fmt clippy doc deny drift manifests vendor arm64
+.PHONY: help lab test faults vm cluster cluster-down cluster-test kubernetes image simulate fuzz bench build assets check fmt clippy doc deny drift manifests vendor arm64
 
 lab: ## Bring up a small internet in namespaces, take over four times, print the gaps
 	@$(SETUP)/lab.sh demo
@@ -31,6 +31,9 @@ cluster-down: ## End it; nothing is left on the machine
 
 cluster-test: ## Install the chart on such a cluster, disrupt it, and measure at a client outside
 	@$(SETUP)/cluster-test.sh
+
+kubernetes: ## Run what takes a real API server or cluster on three releases of Kubernetes, or on RELEASES="1.35"
+	@$(SETUP)/kubernetes.sh $(RELEASES)
 
 simulate: ## Let whole daemons live through a million random histories (HISTORIES=…, SEED=…), in optimised code
 	$(SETUP)/rust.sh

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # build.sh OUTDIR [NAME …]: etcd, kube-apiserver and client-go's elector, or some of them, from their Go modules, for
-# the tests; `cluster`: all of Kubernetes in one program, for `make cluster`.
+# the tests; `cluster`: all of Kubernetes in one program, for `make cluster`. WIREVIP_KUBERNETES (1.35) says of which
+# release, if not of the newest: that one comes out as `cluster-1.35`.
 #
 # What is up to date is left alone: beside each binary lies a stamp of its sources and the Go that built it. A
 # kube-apiserver or an etcd of KUBEBUILDER_ASSETS is used where it is, and one on PATH, if new enough: etcd before 3.6
@@ -32,9 +33,9 @@ usable() {
   echo "$found"
 }
 
-# build NAME DIRECTORY HOW_LONG [LINKER FLAGS]
+# build NAME DIRECTORY HOW_LONG [LINKER FLAGS [MODULE FILE]]
 build() {
-  local name=$1 source=$here/$2 long=$3 flags="-s -w ${4:-}" found stamp started=$SECONDS
+  local name=$1 source=$here/$2 long=$3 flags="-s -w ${4:-}" module=${5:-go.mod} found stamp started=$SECONDS
   if found=$(usable "$name"); then
     note "$name: $found is used"
     return
@@ -43,31 +44,40 @@ build() {
     note "$name: cannot be built without Go; install it (https://go.dev/dl), or name a directory with kube-apiserver and etcd in KUBEBUILDER_ASSETS"
     return 1
   fi
-  stamp=$( (go version; echo "$flags"; cat "$source"/go.mod "$source"/go.sum "$source"/*.go) | sha256sum)
+  stamp=$( (go version; echo "$flags"; cat "$source/$module" "$source/${module%.mod}.sum" "$source"/*.go) | sha256sum)
   if [ -x "$out/$name" ] && [ "$(cat "$out/$name.stamp" 2>/dev/null)" = "$stamp" ]; then
     note "$name: up to date"
     return
   fi
   note "$name: building, $long the first time"
   # Into place only when whole: an interrupted build leaves nothing that looks finished.
-  (cd "$source" && GOFLAGS=-mod=readonly go build -trimpath -ldflags "$flags" -o "$out/$name.new" .)
+  (cd "$source" && GOFLAGS=-mod=readonly go build -modfile="$module" -trimpath -ldflags "$flags" -o "$out/$name.new" .)
   mv "$out/$name.new" "$out/$name"
   echo "$stamp" >"$out/$name.stamp"
   note "$name: built in $((SECONDS - started)) s"
 }
 
-# versioned SOURCE: linker flags that name its Kubernetes; a build of one's own calls itself v0.0.0 unless told.
+# versioned MODULE_FILE: linker flags that name its Kubernetes; a build of one's own calls itself v0.0.0 unless told.
 versioned() {
   local kubernetes base=k8s.io/component-base/version
-  kubernetes=$(sed -nE 's/^\tk8s.io\/kubernetes (v[0-9.]+).*/\1/p' "$here/$1/go.mod")
+  kubernetes=$(sed -nE 's/^\tk8s.io\/kubernetes (v[0-9.]+).*/\1/p' "$here/$1")
   echo "-X $base.gitVersion=$kubernetes -X $base.gitMajor=1 -X $base.gitMinor=$(cut -d. -f2 <<<"$kubernetes")"
+}
+
+build_cluster() {
+  local release=${WIREVIP_KUBERNETES:-} module=go.mod
+  if [ -n "$release" ]; then
+    module=$release.mod
+    [ -e "$here/cluster/$module" ] || { note "no Kubernetes $release here: lab/kube/cluster has $(cd "$here/cluster" && echo [0-9]*.mod)"; return 1; }
+  fi
+  build "cluster${release:+-$release}" cluster "6 min, 1 GB of Go modules and 3 GB of Go's build cache" "$(versioned "cluster/$module")" "$module"
 }
 
 for name in "$@"; do
   case $name in
     etcd) build etcd etcd "1 min and 300 MB of Go modules" ;;
-    kube-apiserver) build kube-apiserver apiserver "3 min and 1 GB of Go modules" "$(versioned apiserver)" ;;
-    cluster) build cluster cluster "6 min, 1 GB of Go modules and 3 GB of Go's build cache" "$(versioned cluster)" ;;
+    kube-apiserver) build kube-apiserver apiserver "3 min and 1 GB of Go modules" "$(versioned apiserver/go.mod)" ;;
+    cluster) build_cluster ;;
     elector) build elector elector "1 min and 300 MB of Go modules" ;;
     *) echo "$0 knows no '$name'" >&2; exit 2 ;;
   esac

@@ -18,7 +18,7 @@ mkdir -p "$programs" "$images"
 CGO_ENABLED=0 lab/kube/build.sh target/kube cluster
 env -u KUBEBUILDER_ASSETS lab/kube/build.sh target/kube etcd
 for name in kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl; do
-  ln -sfn "$top/target/kube/cluster" "$programs/$name"
+  ln -sfn "$top/target/kube/cluster${WIREVIP_KUBERNETES:+-$WIREVIP_KUBERNETES}" "$programs/$name"
 done
 [ ! -x target/kube/etcd ] || ln -sfn "$top/target/kube/etcd" "$programs/etcd"
 

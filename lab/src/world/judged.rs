@@ -1,16 +1,21 @@
-//! What was said at a world's hubs, and what the referee says of it.
+//! What was said at a world's hubs and asked of its API server, and what the referee says of it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::World;
+use crate::api::Request;
 use crate::record::{Entry, Record, What};
 use crate::referee::{self, Judgement};
 
 /// Do sidecars hold if they are not told?
 const HOLD: bool = true;
+
+/// The status code of what RBAC refuses.
+const FORBIDDEN: u16 = 403;
 
 /// Names the directory in which each world leaves its record.
 const RECORDS: &str = "WIREVIP_RECORDS";
@@ -56,6 +61,22 @@ impl World {
             judgement.story(),
             kept.display()
         )
+    }
+}
+
+impl World {
+    /// An error if a pod asked for what the chart's rights do not cover, unless this world forbids something on purpose.
+    pub fn expect_nothing_forbidden(&self) -> Result<()> {
+        let ours = |request: &Request| self.sidecars.iter().any(|sidecar| sidecar.pod == request.user);
+        let forbidden: BTreeSet<String> = self
+            .api
+            .requests()
+            .into_iter()
+            .filter(|request| request.code == FORBIDDEN && ours(request))
+            .map(|request| format!("{} may not {} {}", request.user, request.verb, request.resource))
+            .collect();
+        ensure!(self.spec.forbidden.is_some() || forbidden.is_empty(), "the API server refused: {forbidden:?}");
+        Ok(())
     }
 }
 
