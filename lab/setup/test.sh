@@ -25,13 +25,16 @@ met() {
         { echo "no client-go elector here: make assets builds it where Go 1.26 is"; return 1; } ;;
     kubectl) have kubectl || { echo "no kubectl here: install it (https://kubernetes.io/docs/tasks/tools)"; return 1; } ;;
     cluster) echo "\`make cluster-test\` runs it"; return 1 ;;
+    cgroup)
+      { is_root && [ -e /sys/fs/cgroup/devices/devices.deny ]; } ||
+        { echo "no cgroup v1 of devices here, or no right to make one: run as root where there is one"; return 1; } ;;
     Go) have_go || { echo "no Go 1.26 or newer here"; return 1; } ;;
     *) return 2 ;;
   esac
 }
 
 # The words of a reason that name a need, in the order in which they are asked for.
-needs_of() { grep -oE '\b(root|kube-apiserver|WireGuard|helm|elector|kubectl|cluster|Go)\b' <<<"$1" || true; }
+needs_of() { grep -oE '\b(root|kube-apiserver|WireGuard|helm|elector|kubectl|cgroup|cluster|Go)\b' <<<"$1" || true; }
 
 log=$(mktemp)
 trap 'rm -f "$log" "$log".*' EXIT
