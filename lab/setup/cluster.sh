@@ -86,9 +86,11 @@ up() {
   kubectl get nodes -o wide >&2
   note "ready in $((($(date +%s%N) - started) / 1000000)) ms; speak to it by: lab/setup/cluster.sh kubectl …"
 }
+  kubectl apply -f lab/setup/cluster/dns.yaml >/dev/null
 
 down() {
   local directory netns
+  kubectl --namespace kube-system rollout status deployment/coredns --timeout=60s >/dev/null
   [ -d "$state" ] || [ ! -e "/run/netns/$lan" ] || fail "the cluster that is up was not brought up from here"
   for directory in "$state"/*/pid; do
     [ ! -e "$directory" ] || machine_kill "$(basename "$(dirname "$directory")")"

@@ -12,11 +12,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
+use tokio::runtime::Runtime;
 pub use self::installed::{Installed, Pod};
 use crate::api::Kube;
 use crate::client::Client;
 use crate::hub::Hub;
 use crate::keys::KeyPair;
+use crate::dns::Dns;
 use crate::netns::Netns;
 use crate::plan;
 use crate::processes::Processes;
@@ -39,6 +41,9 @@ pub struct Cluster {
     pub tunnel: TunnelSpec,
     outside: Outside,
     _processes: Arc<Processes>,
+    /// The name server that the nodes ask, and the cluster's DNS for what is not its own.
+    pub dns: Dns,
+    _runtime: Runtime,
 }
 
 impl Cluster {
@@ -61,12 +66,15 @@ impl Cluster {
         tunnel.peer_public_key.clone_from(&hub.keys.public);
         let kubeconfig = std::fs::read_to_string(keys().join("admin.conf"))?;
         Ok(Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
             kube: Kube::new(&lan, &kubeconfig)?,
             hub,
             client: Client::new(&outside.client),
             tunnel,
             outside,
             _processes: processes,
+            dns: Dns::start(&outside.gateway, runtime.handle())?,
+            _runtime: runtime,
         })
     }
 

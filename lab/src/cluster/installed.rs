@@ -59,8 +59,7 @@ impl Installed {
     /// `helm install` with these settings, after all that README.md asks for; waits until it serves.
     fn install(&self, settings: &[&str]) -> Result<()> {
         self.namespace()?;
-        let secret = objects::secret(NAMESPACE, &document(std::slice::from_ref(&self.cluster.tunnel)));
-        self.cluster.kube.apply(Resource::Secret, secret)?;
+        self.write_secret()?;
         self.cluster.kubectl(&["apply", "-f", "-"], &backends().to_string())?;
         let chart = repository().join("charts/wirevip").display().to_string();
         let mut words = vec!["install", "wirevip", &chart, "--namespace", NAMESPACE, "--set=tun=true"];
@@ -71,6 +70,13 @@ impl Installed {
 
     /// The namespace, as README.md says.
     fn namespace(&self) -> Result<()> {
+    /// Writes the Secret with the tunnel as it is now.
+    pub fn write_secret(&self) -> Result<()> {
+        let document = document(std::slice::from_ref(&self.cluster.tunnel));
+        self.cluster.kube.apply(Resource::Secret, objects::secret(NAMESPACE, &document))?;
+        Ok(())
+    }
+
         let labels = json!({ "pod-security.kubernetes.io/enforce": "privileged" });
         let namespace = json!({ "metadata": { "name": NAMESPACE, "labels": labels } });
         Ok(self.cluster.kube.apply(Resource::Namespace, namespace).map(drop)?)
