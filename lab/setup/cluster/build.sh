@@ -5,15 +5,8 @@
 . "$(dirname "$0")/../lib.sh"
 . lab/setup/cluster/plan.sh
 
-is_root || fail "a cluster of containers needs root: sudo make cluster"
-case $work in
-  /run/* | /var/lib/* | /var/log/*) fail "machines of the cluster have their own /run, /var/lib and /var/log: clone this to another place" ;;
-esac
-[ "$(uname -m)" = x86_64 ] || fail "the cluster is made for x86_64 only"
-[ -d /sys/fs/cgroup/memory ] || fail "the cluster is made for cgroup v1 only, and this machine has none"
-have_go || fail "Kubernetes is built from its Go modules: install Go 1.26 or newer (https://go.dev/dl)"
+why=$(lab/setup/cluster/possible.sh) || fail "$why"
 lab/setup/packages.sh test cluster
-[ -e /proc/sys/net/bridge ] || modprobe br_netfilter || fail "the nodes' bridges need the kernel module br_netfilter"
 
 mkdir -p "$programs" "$images"
 CGO_ENABLED=0 lab/kube/build.sh target/kube cluster coredns
