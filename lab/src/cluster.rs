@@ -4,6 +4,7 @@
 //! from here, and is what a [`crate::World`] has: so probes, hubs and gaps mean the same in both.
 
 mod installed;
+mod tokens;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,14 +12,15 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-
 use tokio::runtime::Runtime;
+
 pub use self::installed::{Installed, Pod};
+pub use self::tokens::signed_for;
 use crate::api::Kube;
 use crate::client::Client;
+use crate::dns::Dns;
 use crate::hub::Hub;
 use crate::keys::KeyPair;
-use crate::dns::Dns;
 use crate::netns::Netns;
 use crate::plan;
 use crate::processes::Processes;
@@ -39,11 +41,11 @@ pub struct Cluster {
     pub client: Client,
     /// The one tunnel, keys filled in.
     pub tunnel: TunnelSpec,
-    outside: Outside,
-    _processes: Arc<Processes>,
     /// The name server that the nodes ask, and the cluster's DNS for what is not its own.
     pub dns: Dns,
     _runtime: Runtime,
+    outside: Outside,
+    _processes: Arc<Processes>,
 }
 
 impl Cluster {
@@ -64,17 +66,17 @@ impl Cluster {
         let hub = Hub::start(outside.hubs.first().context("no hub")?, 0, &pods, None, &processes)?;
         tunnel.private_key = pods.private;
         tunnel.peer_public_key.clone_from(&hub.keys.public);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let kubeconfig = std::fs::read_to_string(keys().join("admin.conf"))?;
         Ok(Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
             kube: Kube::new(&lan, &kubeconfig)?,
             hub,
             client: Client::new(&outside.client),
             tunnel,
-            outside,
-            _processes: processes,
             dns: Dns::start(&outside.gateway, runtime.handle())?,
             _runtime: runtime,
+            outside,
+            _processes: processes,
         })
     }
 
@@ -102,6 +104,11 @@ impl Cluster {
 /// IPv4 forwarding, `0` or `1`, in pods that are made from now on.
 pub fn forwarding(value: &str) -> Result<()> {
     script(&["forwarding", value], "").map(drop)
+}
+
+/// The network namespace of a node, for who asks from inside.
+pub fn node_netns(number: u8) -> Result<Netns> {
+    Netns::open(Path::new(&format!("/run/netns/wirevip-n{number}")))
 }
 
 /// Where the cluster's keys and kubeconfigs are.

@@ -16,7 +16,7 @@ version = 2
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-      BinaryName = "$packages/usr/sbin/runc"
+      BinaryName = "${WIREVIP_CLUSTER_RUNC:-$packages/usr/sbin/runc}"
       SystemdCgroup = false
 TOML
 
