@@ -20,8 +20,9 @@ use crate::world::WEB;
 /// From `helm install` to an answer at the client.
 const UP: Duration = Duration::from_secs(60);
 const LEAST: Duration = Duration::from_secs(30);
-/// How long helm and kubectl wait for what they delete: a node that a failed test left broken deletes nothing.
-const GONE: &str = "--timeout=60s";
+/// How long helm and kubectl wait for what they delete. Kubelets and controllers that were without an API server look again
+/// after up to a minute; a node that a failed test left broken deletes nothing.
+const GONE: &str = "--timeout=180s";
 
 /// One of the DaemonSet's pods.
 #[derive(Clone, PartialEq, Eq, Debug)]
