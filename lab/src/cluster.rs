@@ -54,6 +54,8 @@ impl Cluster {
         let lan = Netns::open(Path::new("/run/netns/wirevip-lan")).context("no cluster is up; see `make cluster`")?;
         let sources: Vec<String> = (1..=NODES).map(|number| format!("{}/24", plan::pod_network(number))).collect();
         let outside = Outside::lay(1, &sources, Conditions::default())?;
+        // The kernel takes its time to clear away the gateway of the test before, and its cable with it.
+        let _ = lan.ip(&["link del gateway"]);
         outside.gateway.cable("cluster", &lan, "gateway", 1500)?;
         lan.ip(&["link set gateway master lan"])?;
         // Always the same: the nodes remember the gateway of the test before, and would call it for 10 s.
