@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # build.sh OUTDIR [NAME …]: etcd, kube-apiserver and client-go's elector, or some of them, from their Go modules, for
-# the tests; `cluster`: all of Kubernetes in one program, for `make cluster`. WIREVIP_KUBERNETES (1.35) says of which
-# release, if not of the newest: that one comes out as `cluster-1.35`.
+# the tests; `cluster`, all of Kubernetes in one program, and `coredns` for `make cluster`. WIREVIP_KUBERNETES (1.35) says
+# of which release, if not of the newest: that one comes out as `cluster-1.35`.
 #
 # What is up to date is left alone: beside each binary lies a stamp of its sources and the Go that built it. A
 # kube-apiserver or an etcd of KUBEBUILDER_ASSETS is used where it is, and one on PATH, if new enough: etcd before 3.6
@@ -78,6 +78,7 @@ for name in "$@"; do
     etcd) build etcd etcd "1 min and 300 MB of Go modules" ;;
     kube-apiserver) build kube-apiserver apiserver "3 min and 1 GB of Go modules" "$(versioned apiserver/go.mod)" ;;
     cluster) build_cluster ;;
+    coredns) build coredns coredns "2 min and 300 MB of Go modules" ;;
     elector) build elector elector "1 min and 300 MB of Go modules" ;;
     *) echo "$0 knows no '$name'" >&2; exit 2 ;;
   esac

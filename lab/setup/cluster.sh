@@ -9,6 +9,8 @@
 #   cluster.sh forwarding 0|1         IPv4 forwarding of pods made from now on
 #   cluster.sh power MACHINE on|off   at once, as by the mains switch; disks stay
 #   cluster.sh cable NODE up|down     to the LAN
+#   cluster.sh certificate            a new one for the API server, by the same CA; waits until it is served
+#   cluster.sh starve NODE PROCESS    takes memory from its container until the kernel's OOM killer ends it
 #   cluster.sh daemon NODE kubelet|containerd|kube-proxy kill|start
 . "$(dirname "$0")/lib.sh"
 . lab/setup/cluster/plan.sh
@@ -67,6 +69,10 @@ power_off() {
   ip -n "wirevip-$1" link del pods 2>/dev/null || true
 }
 
+serves_certificate() {
+  ip netns exec "$lan" openssl s_client -connect "$api:6443" </dev/null 2>/dev/null | openssl x509 |
+    cmp -s - <(openssl x509 -in "$keys/apiserver.crt")
+}
 api_answers() { kubectl get --raw /readyz && kubectl get serviceaccount default; }
 node_is_ready() { kubectl wait --for=condition=Ready "node/$1" --timeout=1s; }
 
@@ -80,9 +86,11 @@ up() {
   power_on control
   for number in $(numbers); do power_on "n$number"; done
   within 120 api_answers || fail "the API server does not answer: see $state/control/log"
+  kubectl apply -f lab/setup/cluster/dns.yaml >/dev/null
   for number in $(numbers); do
     within 120 node_is_ready "n$number" || fail "node n$number does not become ready: see $state/n$number/log"
   done
+  kubectl --namespace kube-system rollout status deployment/coredns --timeout=60s >/dev/null
   kubectl get nodes -o wide >&2
   note "ready in $((($(date +%s%N) - started) / 1000000)) ms; speak to it by: lab/setup/cluster.sh kubectl …"
 }
@@ -108,7 +116,7 @@ case $command in
     export HELM_CACHE_HOME=$work/helm HELM_CONFIG_HOME=$work/helm HELM_DATA_HOME=$work/helm
     ip netns exec "$lan" helm --kubeconfig "$keys/admin.conf" "$@"
     ;;
-  load) for number in $(numbers); do machine_enter "n$number" ctr --namespace k8s.io images import "$1"; done ;;
+  load) for number in $(numbers); do machine_enter "n$number" ctr --namespace k8s.io images import "$(realpath "$1")"; done ;;
   in) machine_enter "$@" ;;
   forwarding)
     for number in $(numbers); do
@@ -120,11 +128,16 @@ case $command in
     [ "$1 $2" != "control on" ] || within 120 api_answers || fail "the API server does not answer: see $state/control/log"
     ;;
   cable) if [ "$2" = up ]; then plug_in "$1"; else ip -n "wirevip-$1" link set eth0 down; fi ;;
+  starve) machine_enter "$1" "$top/lab/setup/cluster/starve.sh" "$2" ;;
+  certificate)
+    renew_apiserver_certificate
+    within 90 serves_certificate || fail "the API server does not serve its new certificate: see $state/control/log"
+    ;;
   daemon)
     case $3 in
       kill) machine_enter "$1" sh -c "kill -KILL \$(cat /run/$2.pid)" ;;
       start)
-        machine_enter "$1" bash -c ". lab/setup/lib.sh; . lab/setup/cluster/plan.sh; number=${1#n}
+        machine_enter "$1" bash -c ". $top/lab/setup/lib.sh; . lab/setup/cluster/plan.sh; number=${1#n}
           . lab/setup/cluster/node-daemons.sh; PATH=\$machine_path GOMAXPROCS=2; export PATH GOMAXPROCS; start_$2"
         ;;
     esac

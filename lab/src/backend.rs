@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::until;
@@ -76,13 +77,26 @@ impl Drop for Backend {
     }
 }
 
-/// Serves where this process is, for as long as it lives: what the container of a backend in a real cluster runs.
+/// How long one that is asked to go (SIGTERM) serves on: by then everybody who forwards to it has heard.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// Serves where this process is until it is asked to go, and for [`GRACE`] more, as a good server does: what the
+/// container of a backend in a real cluster runs.
 pub fn serve(name: &str, port: u16) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (tcp, udp) = bind(port)?;
     runtime.block_on(async {
         let (tcp, udp) = (TcpListener::from_std(tcp)?, UdpSocket::from_std(udp)?);
-        tokio::join!(serve_tcp(tcp, name.to_owned()), serve_udp(udp, name.to_owned()));
+        let mut terminate = signal(SignalKind::terminate())?;
+        let leave = async {
+            terminate.recv().await;
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::select! {
+            () = serve_tcp(tcp, name.to_owned()) => {}
+            () = serve_udp(udp, name.to_owned()) => {}
+            () = leave => {}
+        }
         Ok(())
     })
 }

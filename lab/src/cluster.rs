@@ -4,6 +4,7 @@
 //! from here, and is what a [`crate::World`] has: so probes, hubs and gaps mean the same in both.
 
 mod installed;
+mod tokens;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,10 +12,13 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use tokio::runtime::Runtime;
 
 pub use self::installed::{Installed, Pod};
+pub use self::tokens::signed_for;
 use crate::api::Kube;
 use crate::client::Client;
+use crate::dns::Dns;
 use crate::hub::Hub;
 use crate::keys::KeyPair;
 use crate::netns::Netns;
@@ -37,6 +41,9 @@ pub struct Cluster {
     pub client: Client,
     /// The one tunnel, keys filled in.
     pub tunnel: TunnelSpec,
+    /// The name server that the nodes ask, and the cluster's DNS for what is not its own.
+    pub dns: Dns,
+    _runtime: Runtime,
     outside: Outside,
     _processes: Arc<Processes>,
 }
@@ -47,6 +54,8 @@ impl Cluster {
         let lan = Netns::open(Path::new("/run/netns/wirevip-lan")).context("no cluster is up; see `make cluster`")?;
         let sources: Vec<String> = (1..=NODES).map(|number| format!("{}/24", plan::pod_network(number))).collect();
         let outside = Outside::lay(1, &sources, Conditions::default())?;
+        // The kernel takes its time to clear away the gateway of the test before, and its cable with it.
+        let _ = lan.ip(&["link del gateway"]);
         outside.gateway.cable("cluster", &lan, "gateway", 1500)?;
         lan.ip(&["link set gateway master lan"])?;
         // Always the same: the nodes remember the gateway of the test before, and would call it for 10 s.
@@ -59,12 +68,15 @@ impl Cluster {
         let hub = Hub::start(outside.hubs.first().context("no hub")?, 0, &pods, None, &processes)?;
         tunnel.private_key = pods.private;
         tunnel.peer_public_key.clone_from(&hub.keys.public);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let kubeconfig = std::fs::read_to_string(keys().join("admin.conf"))?;
         Ok(Self {
             kube: Kube::new(&lan, &kubeconfig)?,
             hub,
             client: Client::new(&outside.client),
             tunnel,
+            dns: Dns::start(&outside.gateway, runtime.handle())?,
+            _runtime: runtime,
             outside,
             _processes: processes,
         })
@@ -94,6 +106,11 @@ impl Cluster {
 /// IPv4 forwarding, `0` or `1`, in pods that are made from now on.
 pub fn forwarding(value: &str) -> Result<()> {
     script(&["forwarding", value], "").map(drop)
+}
+
+/// The network namespace of a node, for who asks from inside.
+pub fn node_netns(number: u8) -> Result<Netns> {
+    Netns::open(Path::new(&format!("/run/netns/wirevip-n{number}")))
 }
 
 /// Where the cluster's keys and kubeconfigs are.

@@ -4,6 +4,7 @@ pub mod api;
 pub mod assets;
 pub mod backend;
 pub mod census;
+pub mod cgroup;
 pub mod client;
 pub mod clock;
 pub mod cluster;

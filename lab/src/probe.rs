@@ -22,6 +22,9 @@ pub const EVERY: Duration = Duration::from_millis(5);
 /// A TCP probe without an answer after this is lost: less than the kernel's first SYN retransmission (1 s).
 const PATIENCE: Duration = Duration::from_millis(250);
 
+/// How long somebody waits who wants an answer rather than to know how long it takes.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+
 /// An answer that takes longer than this counts as lost.
 const LATE: Duration = Duration::from_secs(2);
 
@@ -36,8 +39,17 @@ pub enum ProbeKind {
     TcpConnect,
     /// A new connection each, and a backend's name read from it.
     TcpAsk,
+    /// The same by somebody who waits: lost is what is refused, broken off or not answered at all.
+    TcpRequest,
     /// One connection, made anew when it breaks.
     TcpLong,
+}
+
+impl ProbeKind {
+    /// A probe of this kind without an answer after this is lost.
+    fn patience(self) -> Duration {
+        if self == ProbeKind::TcpRequest { REQUEST_PATIENCE } else { PATIENCE }
+    }
 }
 
 type Record = Arc<Mutex<Vec<Sample>>>;
@@ -156,7 +168,7 @@ async fn series(target: SocketAddrV4, kind: ProbeKind, record: &Record, stop: &A
         match kind {
             ProbeKind::UdpFlow => udp_flow(target, record, stop).await,
             ProbeKind::TcpLong => tcp_long(target, record, stop).await,
-            ProbeKind::UdpFresh | ProbeKind::TcpConnect | ProbeKind::TcpAsk => {
+            ProbeKind::UdpFresh | ProbeKind::TcpConnect | ProbeKind::TcpAsk | ProbeKind::TcpRequest => {
                 one_by_one(target, kind, record, stop).await
             }
         }
@@ -191,7 +203,7 @@ async fn one_by_one(target: SocketAddrV4, kind: ProbeKind, record: &Record, stop
         let index = sent(record);
         let record = Arc::clone(record);
         asked.spawn(async move {
-            if let Ok(Ok(())) = timeout(PATIENCE, ask(target, kind)).await {
+            if let Ok(Ok(())) = timeout(kind.patience(), ask(target, kind)).await {
                 answered(&record, index);
             }
         });
@@ -212,7 +224,7 @@ async fn ask(target: SocketAddrV4, kind: ProbeKind) -> Result<()> {
     let mut stream = TcpStream::connect(target).await?;
     // Closed by a reset: 200 connections a second would else use up the ports in TIME_WAIT.
     stream.set_zero_linger()?;
-    if kind == ProbeKind::TcpAsk {
+    if kind != ProbeKind::TcpConnect {
         stream.set_nodelay(true)?;
         stream.write_all(b"who\n").await?;
         let mut line = String::new();

@@ -1,76 +1,22 @@
-//! What clusters do to pods and nodes, and what each costs a client outside: the longest silence of one UDP flow, and of
-//! new TCP connections. `WIREVIP_CLUSTER_RUNS` (2) times each; docs/compatibility.md has the figures.
+//! What befalls pods and nodes, and what it costs a client outside.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
-use lab::clock::{now, pause, until};
+use lab::clock::{pause, until};
 use lab::cluster::{Installed, Pod};
-use lab::gaps::Distribution;
-use lab::probe::{Probe, ProbeKind};
-use lab::takeover::milliseconds;
 
-/// For what a cluster does by itself: images are there, but the machine is shared.
-const WITHIN: Duration = Duration::from_secs(60);
-/// What a client may lose where the leader hands over: less than any Lease takes to run out.
-const HANDED_OVER: Duration = Duration::from_secs(2);
-/// What it may lose where the leader dies: its Lease of 5 s, the successor's next look, and a busy machine.
-const TAKEN_OVER: Duration = Duration::from_secs(12);
+use crate::measure::{Disruption, HANDED_OVER, TAKEN_OVER, Trial, WITHIN, nothing};
 
-/// Does something to the leader, and ends when all of it is done.
-type Disruption = fn(&Installed, &Pod) -> Result<()>;
-
-fn runs() -> u32 {
-    std::env::var("WIREVIP_CLUSTER_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(2)
-}
-
-/// Measures a disruption with datagrams of one flow; afterwards `mend` puts right what the cluster does not by itself. Each
-/// time the client is served again in the end, and never lost more than `bound`.
-fn measure(name: &str, bound: Duration, disrupt: Disruption, mend: Disruption) -> Result<()> {
-    measure_by(ProbeKind::UdpFlow, name, bound, disrupt, mend)
-}
-
-fn measure_by(datagrams: ProbeKind, name: &str, bound: Duration, disrupt: Disruption, mend: Disruption) -> Result<()> {
-    Installed::play(&[], |installed| {
-        let client = &installed.cluster.client.netns;
-        let (mut udp_gaps, mut tcp_gaps) = (Vec::new(), Vec::new());
-        for _ in 0..runs() {
-            let udp = Probe::start(client, installed.web(), datagrams)?;
-            let tcp = Probe::start(client, installed.web(), ProbeKind::TcpAsk)?;
-            let steady = |since: Instant| {
-                udp.steady_since(since, 100, WITHIN).and_then(|()| tcp.steady_since(since, 100, WITHIN))
-            };
-            steady(now())?;
-            let leader = installed.wait_leader(None)?;
-            let event = now();
-            disrupt(installed, &leader)?;
-            steady(now())?;
-            udp_gaps.push(udp.gap_since(event).length());
-            tcp_gaps.push(tcp.gap_since(event).length());
-            mend(installed, &leader)?;
-            installed.wait_serving()?;
-        }
-        for (what, gaps) in [("UDP", &udp_gaps), ("new TCP", &tcp_gaps)] {
-            let d = Distribution::of(gaps).expect("at least one run");
-            let [p50, max] = [d.p50, d.max].map(milliseconds);
-            eprintln!("{name}, {what}: p50 {p50:.1}, max {max:.1} ms (n={})", d.count);
-            assert!(d.max < bound, "{name}, {what}: {gaps:?}");
-        }
-        Ok(())
-    })
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "a disruption like the others")]
-fn nothing(_: &Installed, _: &Pod) -> Result<()> {
-    Ok(())
-}
+/// How long a daemon of a node is away, or its cable: long enough for the node to be missed (16 s).
+const AWAY: Duration = Duration::from_secs(30);
 
 /// What the machine itself costs, to compare with.
 #[test]
 #[ignore = "needs a cluster, see make cluster-test"]
 fn an_undisturbed_client_is_served() -> Result<()> {
     let disrupt: Disruption = |_, _| pause(Duration::from_secs(5));
-    measure("nothing, for 5 s", HANDED_OVER, disrupt, nothing)
+    Trial::of("nothing, for 5 s", HANDED_OVER).run(disrupt, nothing)
 }
 
 #[test]
@@ -80,7 +26,7 @@ fn a_rolling_update_hands_over() -> Result<()> {
         installed.cluster.kubectl(&["-n", "wirevip", "rollout", "restart", "daemonset/wirevip"], "")?;
         installed.wait_serving()
     };
-    measure("rolling update of the DaemonSet", HANDED_OVER, disrupt, nothing)
+    Trial::of("rolling update of the DaemonSet", HANDED_OVER).run(disrupt, nothing)
 }
 
 #[test]
@@ -91,7 +37,7 @@ fn a_drained_node_costs_little() -> Result<()> {
         installed.cluster.kubectl(&drain, "").map(drop)
     };
     let mend: Disruption = |installed, leader| installed.cluster.kubectl(&["uncordon", &leader.node], "").map(drop);
-    measure("drain of the leader's node", HANDED_OVER, disrupt, mend)
+    Trial::of("drain of the leader's node", HANDED_OVER).run(disrupt, mend)
 }
 
 #[test]
@@ -101,7 +47,7 @@ fn a_deleted_leader_hands_over() -> Result<()> {
         installed.cluster.kubectl(&["-n", "wirevip", "delete", "pod", &leader.name], "")?;
         installed.wait_leader(Some(leader)).map(drop)
     };
-    measure("leader deleted", HANDED_OVER, disrupt, nothing)
+    Trial::of("leader deleted", HANDED_OVER).run(disrupt, nothing)
 }
 
 #[test]
@@ -112,7 +58,7 @@ fn a_leader_deleted_by_force_is_replaced() -> Result<()> {
         installed.cluster.kubectl(&delete, "")?;
         installed.wait_leader(Some(leader)).map(drop)
     };
-    measure("leader deleted by force", TAKEN_OVER, disrupt, nothing)
+    Trial::of("leader deleted by force", TAKEN_OVER).run(disrupt, nothing)
 }
 
 #[test]
@@ -121,14 +67,34 @@ fn a_killed_container_is_replaced() -> Result<()> {
     let disrupt: Disruption = |installed, leader| {
         let process = installed.process(leader)?;
         installed.cluster.sh(&["in", &leader.node, "kill", "-KILL", &process])?;
-        until("the container that is started again", WITHIN, || {
-            Ok((installed.process(leader)? != process).then_some(()))
-        })
+        started_again(installed, leader, &process)
     };
-    // A new pod: the kubelet would wait longer each time before it starts the same one's container again.
-    let mend: Disruption =
-        |installed, leader| installed.cluster.kubectl(&["-n", "wirevip", "delete", "pod", &leader.name], "").map(drop);
-    measure("leader's container killed", TAKEN_OVER, disrupt, mend)
+    Trial::of("leader's container killed", TAKEN_OVER).run(disrupt, a_new_pod)
+}
+
+#[test]
+#[ignore = "needs a cluster, see make cluster-test"]
+fn a_leader_out_of_memory_is_replaced() -> Result<()> {
+    let disrupt: Disruption =
+        |installed, leader| {
+            let process = installed.process(leader)?;
+            installed.cluster.sh(&["starve", &leader.node, &process])?;
+            started_again(installed, leader, &process)?;
+            until("OOMKilled in the pod's status", WITHIN, || {
+                Ok((installed.last_end(leader)? == "OOMKilled").then_some(()))
+            })
+        };
+    Trial::of("leader's container out of memory", TAKEN_OVER).run(disrupt, a_new_pod)
+}
+
+/// Waits until another process runs in the pod's container.
+fn started_again(installed: &Installed, pod: &Pod, process: &str) -> Result<()> {
+    until("the container that is started again", WITHIN, || Ok((installed.process(pod)? != process).then_some(())))
+}
+
+/// The kubelet would wait longer each time before it starts the same pod's container again.
+fn a_new_pod(installed: &Installed, leader: &Pod) -> Result<()> {
+    installed.cluster.kubectl(&["-n", "wirevip", "delete", "pod", &leader.name], "").map(drop)
 }
 
 #[test]
@@ -141,17 +107,59 @@ fn a_node_without_power_is_replaced() -> Result<()> {
     let mend: Disruption = |installed, leader| installed.cluster.sh(&["power", &leader.node, "on"]).map(drop);
     // The backend there counts as ready until the node is missed, so every third flow is lost for so long: a flow of
     // its own for each datagram tells apart what the tunnel costs.
-    measure_by(ProbeKind::UdpFresh, "leader's node powered off", TAKEN_OVER, disrupt, mend)
+    Trial::of("leader's node powered off", TAKEN_OVER).with_fresh_flows().run(disrupt, mend)
 }
 
 #[test]
 #[ignore = "needs a cluster, see make cluster-test"]
-fn a_minute_without_a_control_plane_costs_nothing() -> Result<()> {
-    let disrupt: Disruption = |installed, _| {
-        installed.cluster.sh(&["power", "control", "off"])?;
-        pause(Duration::from_secs(60))?;
-        installed.cluster.sh(&["power", "control", "on"])?;
-        installed.wait_serving()
+fn a_node_without_a_cable_is_replaced() -> Result<()> {
+    let disrupt: Disruption = |installed, leader| {
+        installed.cluster.sh(&["cable", &leader.node, "down"])?;
+        installed.wait_leader(Some(leader))?;
+        pause(AWAY)?;
+        installed.cluster.sh(&["cable", &leader.node, "up"]).map(drop)
     };
-    measure("control plane off for 60 s", HANDED_OVER, disrupt, nothing)
+    // Its backend counts as ready until the node is missed, as above.
+    Trial::of("cable of the leader's node pulled for 30 s", TAKEN_OVER).with_fresh_flows().run(disrupt, nothing)
+}
+
+#[test]
+#[ignore = "needs a cluster, see make cluster-test"]
+fn half_a_minute_without_a_kubelet_costs_nothing() -> Result<()> {
+    let disrupt: Disruption = |installed, leader| {
+        installed.cluster.sh(&["daemon", &leader.node, "kubelet", "kill"])?;
+        pause(AWAY)?;
+        installed.cluster.sh(&["daemon", &leader.node, "kubelet", "start"]).map(drop)
+    };
+    Trial::of("kubelet of the leader's node killed for 30 s", HANDED_OVER).run(disrupt, nothing)
+}
+
+#[test]
+#[ignore = "needs a cluster, see make cluster-test"]
+fn a_containerd_that_is_restarted_costs_nothing() -> Result<()> {
+    let disrupt: Disruption = |installed, leader| {
+        installed.cluster.sh(&["daemon", &leader.node, "containerd", "kill"])?;
+        installed.cluster.sh(&["daemon", &leader.node, "containerd", "start"])?;
+        // The kubelet speaks to it again.
+        until("the process in the container", WITHIN, || installed.process(leader).map(Some)).map(drop)
+    };
+    Trial::of("containerd of the leader's node restarted", HANDED_OVER).run(disrupt, nothing)
+}
+
+#[test]
+#[ignore = "needs a cluster, see make cluster-test"]
+fn flushed_rules_of_kube_proxy_cost_no_more_than_a_lease() -> Result<()> {
+    let disrupt: Disruption = |installed, leader| {
+        // The leader reaches the API server by a ClusterIP, and so no longer.
+        installed.cluster.sh(&["in", &leader.node, "nft", "flush", "ruleset"])?;
+        installed.wait_leader(Some(leader)).map(drop)
+    };
+    // kube-proxy in nftables mode finds them gone when a Service changes, or after an hour.
+    let mend: Disruption = |installed, leader| {
+        installed.cluster.sh(&["daemon", &leader.node, "kube-proxy", "kill"])?;
+        installed.cluster.sh(&["daemon", &leader.node, "kube-proxy", "start"])?;
+        let rules = ["in", &leader.node, "nft", "list", "table", "ip", "kube-proxy"];
+        until("kube-proxy's rules", WITHIN, || installed.cluster.sh(&rules).map(Some)).map(drop)
+    };
+    Trial::of("kube-proxy's rules flushed on the leader's node", TAKEN_OVER).run(disrupt, mend)
 }

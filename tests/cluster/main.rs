@@ -5,5 +5,8 @@
 #![allow(clippy::print_stderr, reason = "tests tell what they measured")]
 
 mod admission;
+mod control_plane;
 mod disruptions;
+mod measure;
 mod reach;
+mod rollout;

@@ -11,6 +11,7 @@ use lab::clock::until;
 use lab::cluster::{Installed, NODES, repository};
 use lab::kubeconfig::KubeconfigFile;
 use lab::plan;
+use serde_json::json;
 
 /// All backends answer the client over TCP and UDP.
 fn services_are_reached(installed: &Installed) -> Result<()> {
@@ -86,4 +87,40 @@ fn pods_without_ipv4_forwarding_serve_as_well() -> Result<()> {
     lab::cluster::forwarding("0")?;
     let reached = all_is_reached("0");
     lab::cluster::forwarding("1").and(reached)
+}
+
+/// A headless Service without a selector, whose one address is that of something outside.
+fn named_in_the_cluster(name: &str, address: std::net::Ipv4Addr) -> String {
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "default" },
+        "spec": { "clusterIP": "None" },
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "ports": [],
+        "metadata": { "name": name, "namespace": "default", "labels": { "kubernetes.io/service-name": name } },
+        "endpoints": [{ "addresses": [address] }],
+    });
+    json!({ "apiVersion": "v1", "kind": "List", "items": [service, slice] }).to_string()
+}
+
+#[test]
+#[ignore = "needs a cluster, see make cluster-test"]
+fn a_hub_by_name_is_found_by_the_clusters_dns_whoever_knows_the_name() -> Result<()> {
+    Installed::play(&[], |installed| {
+        let hub = installed.cluster.hub.address;
+        installed.cluster.dns.set("hub.example.org", hub, 60);
+        let inside = named_in_the_cluster("hub", hub);
+        installed.cluster.kubectl(&["apply", "-f", "-"], &inside)?;
+        // The second is found by the search list that Kubernetes writes into a pod's resolv.conf.
+        for name in ["hub.example.org", "hub.default"] {
+            installed.cluster.tunnel.endpoint = format!("{name}:{}", plan::HUB_PORT);
+            installed.write_secret()?;
+            // New pods, which have never known an address.
+            let old = installed.pods()?;
+            installed.cluster.kubectl(&["-n", "wirevip", "delete", "pods", "--all", "--wait=true"], "")?;
+            assert!(installed.pods()?.iter().all(|pod| !old.contains(pod)), "{old:?}");
+            installed.wait_serving()?;
+        }
+        installed.cluster.kubectl(&["delete", "-f", "-"], &inside).map(drop)
+    })
 }

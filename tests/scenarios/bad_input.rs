@@ -5,6 +5,7 @@ use std::net::UdpSocket;
 
 use anyhow::{Context, Result};
 use lab::api::{Kind, Resource};
+use lab::cgroup::DeviceCgroup;
 use lab::clock::{now, until};
 use lab::netns::Netns;
 use lab::probe::{Probe, ProbeKind};
@@ -36,6 +37,12 @@ mod pod {
     #[ignore = "needs root"]
     fn a_pod_without_a_tun_device_is_told_how_to_get_it() -> Result<()> {
         super::a_pod_without_a_tun_device_is_told_how_to_get_it(Kind::Embedded)
+    }
+
+    #[test]
+    #[ignore = "needs root and a device cgroup"]
+    fn a_pod_whose_runtime_denies_the_tun_device_is_told_which_do() -> Result<()> {
+        super::a_pod_whose_runtime_denies_the_tun_device_is_told_which_do(Kind::Embedded)
     }
 }
 
@@ -231,5 +238,13 @@ fn a_pod_without_a_tun_device_is_told_how_to_get_it(api: Kind) -> Result<()> {
         world.sidecar_mut(1)?.prelude =
             "mount -t tmpfs dev /dev/net && touch /dev/net/tun && chmod 0 /dev/net/tun".into();
         refused(world, &["/dev/net/tun may not be opened", "device"])
+    })
+}
+
+fn a_pod_whose_runtime_denies_the_tun_device_is_told_which_do(api: Kind) -> Result<()> {
+    play_unstarted(spec(api).nodes(1).args(&["--backend", "userspace"]), |world| {
+        let cgroup = DeviceCgroup::denying("c 10:200 rwm")?;
+        world.sidecar_mut(1)?.prelude = cgroup.join();
+        refused(world, &["/dev/net/tun may not be opened", "runc 1.2.0", "device plugin"])
     })
 }

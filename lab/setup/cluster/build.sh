@@ -1,21 +1,15 @@
 #!/usr/bin/env bash
-# build.sh: what a cluster consists of, into target/: Kubernetes and etcd from their Go modules (7 min, once), containerd,
-# runc and the CNI plugins from apt, unpacked and not installed, and the images that every node has from its start.
+# build.sh: what a cluster consists of, into target/: Kubernetes, etcd and CoreDNS from their Go modules (9 min, once),
+# containerd, runc and the CNI plugins from apt, unpacked and not installed, and the images that every node has from its
+# start.
 . "$(dirname "$0")/../lib.sh"
 . lab/setup/cluster/plan.sh
 
-is_root || fail "a cluster of containers needs root: sudo make cluster"
-case $work in
-  /run/* | /var/lib/* | /var/log/*) fail "machines of the cluster have their own /run, /var/lib and /var/log: clone this to another place" ;;
-esac
-[ "$(uname -m)" = x86_64 ] || fail "the cluster is made for x86_64 only"
-[ -d /sys/fs/cgroup/memory ] || fail "the cluster is made for cgroup v1 only, and this machine has none"
-have_go || fail "Kubernetes is built from its Go modules: install Go 1.26 or newer (https://go.dev/dl)"
+why=$(lab/setup/cluster/possible.sh) || fail "$why"
 lab/setup/packages.sh test cluster
-[ -e /proc/sys/net/bridge ] || modprobe br_netfilter || fail "the nodes' bridges need the kernel module br_netfilter"
 
 mkdir -p "$programs" "$images"
-CGO_ENABLED=0 lab/kube/build.sh target/kube cluster
+CGO_ENABLED=0 lab/kube/build.sh target/kube cluster coredns
 env -u KUBEBUILDER_ASSETS lab/kube/build.sh target/kube etcd
 for name in kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl; do
   ln -sfn "$top/target/kube/cluster${WIREVIP_KUBERNETES:+-$WIREVIP_KUBERNETES}" "$programs/$name"
@@ -39,10 +33,15 @@ if [ "$version" != "$(cat "$packages/version" 2>/dev/null)" ]; then
   mv "$packages.new" "$packages"
 fi
 
-if [ lab/setup/cluster/pause.c -nt "$images/pause.tar" ]; then
-  root=$(mktemp -d)
-  trap 'rm -rf "$root"' EXIT
-  cc -static -Os -s -o "$work/pause" lab/setup/cluster/pause.c
-  cp "$work/pause" "$root/pause"
-  NAME=localhost/pause:1 ENTRYPOINT='["/pause"]' lab/setup/archive.sh "$images/pause.tar" "$root"
-fi
+root=$(mktemp -d)
+trap 'rm -rf "$root"' EXIT
+# image NAME PROGRAM: of one static program, if that is newer.
+image() {
+  [ "$2" -nt "$images/$1.tar" ] || return 0
+  mkdir "$root/$1"
+  cp "$2" "$root/$1/$1"
+  NAME=localhost/$1:1 ENTRYPOINT="[\"/$1\"]" lab/setup/archive.sh "$images/$1.tar" "$root/$1"
+}
+[ "$work/pause" -nt lab/setup/cluster/pause.c ] || cc -static -Os -s -o "$work/pause" lab/setup/cluster/pause.c
+image pause "$work/pause"
+image coredns target/kube/coredns

@@ -7,9 +7,7 @@ make_keys() (
   cd "$keys"
   new_key ca
   openssl req -x509 -new -key ca.key -subj /CN=wirevip-cluster -days 30 -out ca.crt
-  # 10.77.0.2 is the VIP, and the hubs' public addresses are 192.0.2.10 and so on: what users add to theirs.
-  certificate apiserver /CN=kube-apiserver serverAuth "IP:$api,IP:$kubernetes_service,IP:127.0.0.1,IP:10.77.0.2,\
-DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local"
+  apiserver_certificate apiserver
   certificate kubelet-client /O=system:masters/CN=apiserver-to-kubelet clientAuth
   client admin /O=system:masters/CN=admin
   for daemon in kube-controller-manager kube-scheduler kube-proxy; do client "$daemon" "/CN=system:$daemon"; done
@@ -20,6 +18,21 @@ DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.
   done
   openssl genrsa -out service-accounts.key 2048 2>/dev/null
   openssl rsa -in service-accounts.key -pubout -out service-accounts.pub 2>/dev/null
+)
+
+# apiserver_certificate FILE: 10.77.0.2 is the VIP, which users add to theirs.
+apiserver_certificate() {
+  certificate "$1" /CN=kube-apiserver serverAuth "IP:$api,IP:$kubernetes_service,IP:127.0.0.1,IP:10.77.0.2,\
+DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local"
+}
+
+# A new certificate for the API server, which reads it again by itself.
+renew_apiserver_certificate() (
+  umask 077
+  cd "$keys"
+  apiserver_certificate renewed
+  mv renewed.key apiserver.key
+  mv renewed.crt apiserver.crt
 )
 
 new_key() { openssl ecparam -name prime256v1 -genkey -noout -out "$1.key"; }

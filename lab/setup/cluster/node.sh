@@ -16,7 +16,7 @@ version = 2
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-      BinaryName = "$packages/usr/sbin/runc"
+      BinaryName = "${WIREVIP_CLUSTER_RUNC:-$packages/usr/sbin/runc}"
       SystemdCgroup = false
 TOML
 
@@ -29,7 +29,8 @@ cat >/run/settings/cni/10-pods.conflist <<JSON
 ]}
 JSON
 
-: >/run/settings/resolv.conf
+# Like a router at home: the lab's gateway, which answers while there is one.
+echo "nameserver $gateway" >/run/settings/resolv.conf
 cat >/run/settings/kubelet.yaml <<YAML
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration

@@ -20,6 +20,9 @@ use crate::world::WEB;
 /// From `helm install` to an answer at the client.
 const UP: Duration = Duration::from_secs(60);
 const LEAST: Duration = Duration::from_secs(30);
+/// How long helm and kubectl wait for what they delete. Kubelets and controllers that were without an API server look again
+/// after up to a minute; a node that a failed test left broken deletes nothing.
+const GONE: &str = "--timeout=180s";
 
 /// One of the DaemonSet's pods.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,14 +62,20 @@ impl Installed {
     /// `helm install` with these settings, after all that README.md asks for; waits until it serves.
     fn install(&self, settings: &[&str]) -> Result<()> {
         self.namespace()?;
-        let secret = objects::secret(NAMESPACE, &document(std::slice::from_ref(&self.cluster.tunnel)));
-        self.cluster.kube.apply(Resource::Secret, secret)?;
+        self.write_secret()?;
         self.cluster.kubectl(&["apply", "-f", "-"], &backends().to_string())?;
         let chart = repository().join("charts/wirevip").display().to_string();
         let mut words = vec!["install", "wirevip", &chart, "--namespace", NAMESPACE, "--set=tun=true"];
         words.extend(settings.iter().flat_map(|setting| ["--set", setting]));
         self.cluster.helm(&words)?;
         self.wait_serving()
+    }
+
+    /// Writes the Secret with the tunnel as it is now.
+    pub fn write_secret(&self) -> Result<()> {
+        let document = document(std::slice::from_ref(&self.cluster.tunnel));
+        self.cluster.kube.apply(Resource::Secret, objects::secret(NAMESPACE, &document))?;
+        Ok(())
     }
 
     /// The namespace, as README.md says.
@@ -97,6 +106,20 @@ impl Installed {
         self.cluster.hub.public(WEB)
     }
 
+    /// Where those in the cluster find it: its ClusterIP.
+    pub fn web_inside(&self) -> Result<SocketAddrV4> {
+        let service = self.cluster.kube.get(Resource::Service, "default", "web")?;
+        let address = service["spec"]["clusterIP"].as_str().context("the Service has no ClusterIP")?;
+        Ok(SocketAddrV4::new(address.parse()?, WEB))
+    }
+
+    /// Waits until no backend but `count` is left, those that are leaving included.
+    pub fn wait_backends(&self, count: usize) -> Result<()> {
+        until(&format!("{count} backends"), LEAST, || {
+            Ok((self.cluster.kube.list(Resource::Pod, "default")?.len() == count).then_some(()))
+        })
+    }
+
     /// A kubeconfig of the administrator for this address of the API server, whose certificate must have `name`.
     pub fn kubeconfig_at(&self, server: SocketAddrV4, name: &str) -> Result<String> {
         let admin = std::fs::read_to_string(super::keys().join("admin.conf"))?;
@@ -125,15 +148,31 @@ impl Installed {
         Ok(task.split_whitespace().nth(1).context("a task without a process")?.to_owned())
     }
 
+    /// Why the container before the present one ended, as the kubelet says; empty if there was none.
+    pub fn last_end(&self, pod: &Pod) -> Result<String> {
+        let object = self.cluster.kube.get(Resource::Pod, NAMESPACE, &pod.name)?;
+        let reason = &object["status"]["containerStatuses"][0]["lastState"]["terminated"]["reason"];
+        Ok(reason.as_str().unwrap_or_default().to_owned())
+    }
+
     /// Runs a command of the node in a pod's network namespace; what it printed.
     pub fn in_pod(&self, pod: &Pod, words: &[&str]) -> Result<String> {
         let process = self.process(pod)?;
         self.cluster.sh(&[&["in", &pod.node, "nsenter", "--net", "--target", &process, "--"], words].concat())
     }
 
+    fn lease(&self) -> Result<Value> {
+        Ok(self.cluster.kube.get(Resource::Lease, NAMESPACE, &self.cluster.tunnel.lease())?)
+    }
+
+    /// When the Lease was last renewed, as it says.
+    pub fn renewed(&self) -> Result<String> {
+        Ok(self.lease()?["spec"]["renewTime"].to_string())
+    }
+
     /// The pod that the Lease names, if it is there.
     pub fn leader(&self) -> Result<Option<Pod>> {
-        let lease = self.cluster.kube.get(Resource::Lease, NAMESPACE, &self.cluster.tunnel.lease())?;
+        let lease = self.lease()?;
         let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
         Ok(self.pods()?.into_iter().find(|pod| holder.split('_').next() == Some(&pod.name)))
     }
@@ -152,9 +191,9 @@ impl Installed {
 
     /// Uninstalls the chart; nothing that it made is left, but the Leases and the Secret with the namespace.
     fn remove(&self) -> Result<()> {
-        self.cluster.helm(&["uninstall", "wirevip", "--namespace", NAMESPACE, "--wait", "--ignore-not-found"])?;
-        self.cluster.kubectl(&["delete", "--ignore-not-found", "-f", "-"], &backends().to_string())?;
-        self.cluster.kubectl(&["delete", "namespace", "--ignore-not-found", NAMESPACE], "").map(drop)
+        self.cluster.helm(&["uninstall", "wirevip", "--namespace", NAMESPACE, "--wait", "--ignore-not-found", GONE])?;
+        self.cluster.kubectl(&["delete", "--ignore-not-found", GONE, "-f", "-"], &backends().to_string())?;
+        self.cluster.kubectl(&["delete", "namespace", "--ignore-not-found", GONE, NAMESPACE], "").map(drop)
     }
 }
 
@@ -172,8 +211,8 @@ fn backends() -> Value {
             "metadata": { "labels": labels },
             "spec": {
                 "containers": [container],
-                // For the flows that are there: a backend that is asked to go answers for so long.
-                "terminationGracePeriodSeconds": 3,
+                // More than it serves on when it is asked to go.
+                "terminationGracePeriodSeconds": 5,
                 "topologySpreadConstraints": [{
                     "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
                     "labelSelector": { "matchLabels": labels },
