@@ -62,8 +62,6 @@ pub struct WorldSpec {
     pub road: Conditions,
     /// Why somebody who is no pod of this world speaks to a hub with a tunnel's key; `None`: nobody may.
     pub stranger: Option<&'static str>,
-    /// Why the API server forbids a pod something; `None`: it must not, in the whole life of the world.
-    pub forbidden: Option<&'static str>,
 }
 
 impl Default for WorldSpec {
@@ -82,7 +80,6 @@ impl Default for WorldSpec {
             nat_forgets: None,
             road: Conditions::default(),
             stranger: None,
-            forbidden: None,
         }
     }
 }
@@ -139,12 +136,6 @@ impl WorldSpec {
     /// With a stranger who has a tunnel's key, on purpose: the referee judges the pods among themselves.
     pub fn stranger(mut self, why: &'static str) -> Self {
         self.stranger = Some(why);
-        self
-    }
-
-    /// With an API server that forbids a pod something on purpose.
-    pub fn forbidden(mut self, why: &'static str) -> Self {
-        self.forbidden = Some(why);
         self
     }
 
@@ -359,7 +350,7 @@ impl World {
         Ok(Census { namespaces: namespaces.collect::<Result<_>>()?, processes: self.processes.ids() })
     }
 
-    /// Has the referee judge what was said at the hubs, looks that the chart's rights were enough, takes the world down,
+    /// Has the referee judge what was said at the hubs, looks that the chart's rights are enough, takes the world down,
     /// and insists that nothing of it is left on the machine.
     pub fn finish(self) -> Result<()> {
         let (census, judged) = (self.census()?, self.judge().and(self.expect_nothing_forbidden()));
