@@ -50,8 +50,9 @@ bench: ## Measure the gaps of many takeovers and the idle cost of a pod
 build: ## Build the static release binary for this machine
 	$(SETUP)/static.sh
 
-arm64: ## Build the static release binary for arm64
+arm64: ## Build the static release binary for arm64, and have it read Secrets in an emulator
 	$(SETUP)/static.sh aarch64
+	$(SETUP)/emulated.sh aarch64
 
 image: ## Write the image into target/image/, an OCI archive, without an engine or a registry
 	@$(SETUP)/image.sh

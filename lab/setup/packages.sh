@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# packages.sh build|lab|test|cluster|vm|fuzz|vendor|cross_aarch64|cross_x86_64: installs what is missing of a set of Debian or Ubuntu packages, and says so.
+# packages.sh build|lab|test|cluster|vm|fuzz|vendor|{cross,emulated}_{aarch64,x86_64}: installs what is missing of a set of Debian or Ubuntu packages, and says so.
 . "$(dirname "$0")/lib.sh"
 
 # What must be found, and the package that brings it.
@@ -12,11 +12,13 @@ vendor="$build patch:patch"
 vm="qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio modprobe:kmod"
 cross_aarch64="aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu"
 cross_x86_64="x86_64-linux-gnu-gcc:gcc-x86-64-linux-gnu"
+emulated_aarch64="qemu-aarch64-static:qemu-user-static"
+emulated_x86_64="qemu-x86_64-static:qemu-user-static"
 
-[ $# -gt 0 ] || fail "usage: packages.sh build|lab|test|cluster|vm|fuzz|vendor|cross_aarch64|cross_x86_64 …"
+[ $# -gt 0 ] || fail "usage: packages.sh build|lab|test|cluster|vm|fuzz|vendor|{cross,emulated}_{aarch64,x86_64} …"
 missing=()
 for set in "$@"; do
-  case $set in build | lab | test | cluster | vm | fuzz | vendor | cross_aarch64 | cross_x86_64) ;; *) fail "packages.sh knows no set '$set'" ;; esac
+  case $set in build | lab | test | cluster | vm | fuzz | vendor | cross_aarch64 | cross_x86_64 | emulated_aarch64 | emulated_x86_64) ;; *) fail "packages.sh knows no set '$set'" ;; esac
   for pair in ${!set}; do
     have "${pair%%:*}" || missing+=("${pair##*:}")
   done

@@ -94,7 +94,12 @@ fn a_broken_key_costs_the_other_tunnel_no_packet(api: Kind) -> Result<()> {
             probe.steady_since(now(), 200, SOON)?;
             assert_eq!(probe.lost_since(event), 0, "packets were lost");
         }
-        assert!(!world.logs().contains("not base64!"), "key material was logged");
+        let logs = world.logs();
+        assert!(!logs.contains("not base64!"), "key material was logged");
+        for name in ["wg0", "wg1"] {
+            let tells = |line: &str| line.contains(&format!("tunnel={name}")) && line.contains(": leading");
+            assert!(logs.lines().any(tells), "no line says who leads {name}:\n{logs}");
+        }
         world.put_secret(&world.spec.tunnels)?;
         until("all to be well again", SOON, || Ok((valid(leader)? == Some(1.0)).then_some(())))?;
         assert_eq!(sound.lost_since(event), 0);
