@@ -10,7 +10,7 @@
 #   cluster.sh power MACHINE on|off   at once, as by the mains switch; disks stay
 #   cluster.sh cable NODE up|down     to the LAN
 #   cluster.sh certificate            a new one for the API server, by the same CA; waits until it is served
-#   cluster.sh starve NODE PROCESS    takes memory from its container until the kernel's OOM killer ends it
+#   cluster.sh starve NODE PROCESS    eats memory in its container until the kernel's OOM killer ends it
 #   cluster.sh daemon NODE kubelet|containerd|kube-proxy kill|start
 . "$(dirname "$0")/lib.sh"
 . lab/setup/cluster/plan.sh

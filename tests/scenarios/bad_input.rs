@@ -242,8 +242,9 @@ fn a_pod_without_a_tun_device_is_told_how_to_get_it(api: Kind) -> Result<()> {
 }
 
 fn a_pod_whose_runtime_denies_the_tun_device_is_told_which_do(api: Kind) -> Result<()> {
+    // Outlives the world, and so all who are in it.
+    let cgroup = DeviceCgroup::denying("c 10:200 rwm")?;
     play_unstarted(spec(api).nodes(1).args(&["--backend", "userspace"]), |world| {
-        let cgroup = DeviceCgroup::denying("c 10:200 rwm")?;
         world.sidecar_mut(1)?.prelude = cgroup.join();
         refused(world, &["/dev/net/tun may not be opened", "runc 1.2.0", "device plugin"])
     })
