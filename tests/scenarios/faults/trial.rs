@@ -57,6 +57,7 @@ impl Trials {
     /// Starts a world's sidecars.
     pub fn begin(world: &mut World) -> Result<Self> {
         world.name_hub()?;
+        world.load_shims()?;
         let before = world.sidecars.iter().map(Sidecar::traces).collect::<Result<_>>()?;
         Self { before }.start(world)
     }
@@ -64,6 +65,7 @@ impl Trials {
     fn start(self, world: &mut World) -> Result<Self> {
         world.start_sidecars()?;
         world.wait_serving(LATER)?;
+        world.expect_shims()?;
         Ok(self)
     }
 
