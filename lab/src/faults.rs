@@ -212,6 +212,11 @@ impl Fault {
         }
     }
 
+    /// Must who leads lead on, as if nothing had happened? Wall clocks decide nothing.
+    pub fn leaves_the_leader(self) -> bool {
+        matches!(self, Self::ClockSet(..))
+    }
+
     /// Is it about the hub's presence? Then a leader must have found out before that this hub answers probes: only then
     /// the shorter of the contract's times counts.
     pub fn is_about_the_hub(self) -> bool {
