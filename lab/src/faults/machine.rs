@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use super::inject::Undo;
-use crate::clock::{now, until};
+use crate::clock::{now, pause, until};
 use crate::netns::Netns;
 use crate::node::{Cut, Way};
 use crate::processes::Process;
@@ -21,6 +21,9 @@ use crate::sidecar::Sidecar;
 use crate::world::World;
 
 const SOON: Duration = Duration::from_secs(5);
+/// So long after its processes a machine's network is there again. What leaves before they have run, nobody promises
+/// (docs/proof.md).
+const FIRST_INSTANT: Duration = Duration::from_millis(100);
 
 /// Whose machine it befalls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,8 +104,9 @@ impl World {
                 shim.stood_still(began.elapsed())?;
                 lead.iter().try_for_each(|lead| lead.put_back(&pod))?;
             }
-            mend(world)?;
-            process.signal(Signal::SIGCONT)
+            process.signal(Signal::SIGCONT)?;
+            pause(FIRST_INSTANT)?;
+            mend(world)
         }))
     }
 }
