@@ -31,6 +31,7 @@ pub use alias::Alias;
 pub use errors::{HostError, LinkError};
 
 mod alias;
+mod answered;
 mod carrier;
 mod errors;
 pub mod kernel;

@@ -1,10 +1,8 @@
 //! What may befall a cluster, each as a value: injected into a world, and healed again.
-//!
-//! Not here: steps of the wall clock, which no namespace has of its own, and refusals of the kernel's netlink sockets such
-//! as ENOBUFS, which nobody can cause from outside.
 
 mod chance;
 mod inject;
+pub mod machine;
 pub mod outsider;
 mod repeat;
 
@@ -13,6 +11,7 @@ use std::time::Duration;
 
 pub use self::chance::{Pair, pair};
 pub use self::inject::{HUB_NAME, Injected};
+pub use self::machine::{Starved, Whose};
 pub use self::outsider::Ours;
 use crate::node::{Cut, Way};
 
@@ -32,6 +31,12 @@ pub enum Fault {
     Stutter,
     /// The leader's node is cut off.
     Cut(Cut, Way),
+    /// The wall clock is set forward by so many seconds, or back, and in the end right again.
+    ClockSet(Whose, i8),
+    /// The leader's machine is suspended for so many leases.
+    Suspend(u8),
+    /// The kernel's netlink says ENOBUFS.
+    NoBuffers(Whose, Starved),
     /// The API server is gone.
     ApiDown,
     /// The API server answers so many milliseconds late.
@@ -107,6 +112,19 @@ impl Fault {
         Self::Cut(Cut::Hub, Way::Out),
         Self::Cut(Cut::Hub, Way::In),
     ];
+    /// What befalls a pod's machine.
+    pub const MACHINE: &[Self] = &[
+        Self::ClockSet(Whose::Leader, 60),
+        Self::ClockSet(Whose::Leader, -60),
+        Self::ClockSet(Whose::All, 60),
+        Self::ClockSet(Whose::All, -60),
+        Self::Suspend(1),
+        Self::Suspend(2),
+        Self::Suspend(4),
+        Self::NoBuffers(Whose::Leader, Starved::Questions),
+        Self::NoBuffers(Whose::Leader, Starved::Answers),
+        Self::NoBuffers(Whose::All, Starved::Some(20)),
+    ];
     /// What befalls the API server.
     pub const API: &[Self] = &[
         Self::ApiDown,
@@ -156,14 +174,19 @@ impl Fault {
         Self::Deleted(Ours::Up),
     ];
 
+    /// All of them, kind by kind.
+    pub fn all() -> Vec<Self> {
+        [Self::PROCESSES, Self::NODE, Self::MACHINE, Self::API, Self::OBJECTS, Self::HUB, Self::OUTSIDER].concat()
+    }
+
     /// How long it lasts; zero: it is over as soon as it has happened.
     pub fn lasts(self) -> Duration {
         // Longer than a lease: another may take over meanwhile.
         let long = LEASE + Duration::from_secs(2);
         match self {
             Self::Kill | Self::ApiDown | Self::ApiSilent | Self::ApiSlow(5000..) | Self::ApiErrs(401 | 500) => long,
-            Self::Cut(Cut::All | Cut::Api, _) => long,
-            Self::Freeze(leases) => LEASE * u32::from(leases),
+            Self::Cut(Cut::All | Cut::Api, _) | Self::ClockSet(..) | Self::NoBuffers(..) => long,
+            Self::Freeze(leases) | Self::Suspend(leases) => LEASE * u32::from(leases),
             Self::Stutter | Self::ApiSlow(1000..) | Self::HubSilent | Self::Stranger => LEASE,
             Self::Cut(Cut::Hub, _) | Self::RepliesLost | Self::WatchesStuck | Self::Loss(_) => Duration::from_secs(4),
             Self::ApiSlow(_) | Self::ApiErrs(_) | Self::WatchesDropped | Self::HistoryGone => Duration::from_secs(3),
@@ -181,10 +204,17 @@ impl Fault {
         match self {
             Self::ApiSlow(100) | Self::WatchesDropped | Self::WatchesStuck | Self::HistoryGone => true,
             Self::ApiDown | Self::ApiSilent | Self::ApiSlow(_) | Self::ApiErrs(_) | Self::RepliesLost => hold,
-            Self::Loss(_) | Self::Reordering | Self::SmallMtu => true,
+            Self::Loss(_) | Self::Reordering | Self::SmallMtu | Self::ClockSet(..) => true,
+            Self::NoBuffers(_, Starved::Some(_)) => true,
+            Self::NoBuffers(..) => hold,
             Self::SecretDeleted | Self::SecretBroken | Self::SecretFlaps | Self::EndpointStorm => true,
             _ => false,
         }
+    }
+
+    /// Must who leads lead on, as if nothing had happened? Wall clocks decide nothing.
+    pub fn leaves_the_leader(self) -> bool {
+        matches!(self, Self::ClockSet(..))
     }
 
     /// Is it about the hub's presence? Then a leader must have found out before that this hub answers probes: only then
@@ -215,6 +245,12 @@ impl fmt::Display for Fault {
             Self::Freeze(leases) => return write!(f, "the leader frozen for {leases} leases"),
             Self::Stutter => "the leader stopped and continued in bursts",
             Self::Cut(cut, way) => return write!(f, "the leader's node cut off ({cut:?}, {way:?})"),
+            Self::ClockSet(whose, seconds) => {
+                let way = if *seconds < 0 { "back" } else { "forward" };
+                return write!(f, "{whose} clock set {way} by {} s", seconds.unsigned_abs());
+            }
+            Self::Suspend(leases) => return write!(f, "the leader's machine suspended for {leases} leases"),
+            Self::NoBuffers(whose, starved) => return write!(f, "{whose} netlink without buffers for {starved}"),
             Self::ApiDown => "the API server down",
             Self::ApiSlow(delay) => return write!(f, "the API server {delay} ms slow"),
             Self::ApiErrs(code) => return write!(f, "the API server answering {code}"),

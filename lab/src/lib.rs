@@ -30,6 +30,7 @@ pub mod recorder;
 pub mod referee;
 pub mod road;
 pub mod sctp;
+pub mod shim;
 pub mod sidecar;
 pub mod takeover;
 pub mod topology;

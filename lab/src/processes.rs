@@ -151,6 +151,13 @@ impl Process {
         Ok(locked(&self.child).try_wait()?)
     }
 
+    /// Does it stand still, by SIGSTOP?
+    pub fn stopped(&self) -> bool {
+        // pid (comm) state …, and a comm may hold anything but is the last in parentheses (proc(5)).
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    }
+
     /// Waits for its end.
     pub fn wait_exit(&self, within: Duration) -> Result<ExitStatus> {
         until(&format!("the end of {}", self.name), within, || self.exit())

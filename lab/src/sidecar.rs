@@ -18,6 +18,7 @@ use crate::clock::{now, until};
 use crate::netns::Netns;
 use crate::plan;
 use crate::processes::{Process, Processes};
+use crate::shim::{self, Shim};
 
 /// Namespace in which the sidecars, their Secret and their Leases live.
 pub const NAMESPACE: &str = "wirevip";
@@ -35,7 +36,11 @@ printf 'nameserver %s\noptions timeout:1\n' "$LAB_NAMESERVER" > /run/lab/resolv.
 mount --bind /run/lab/resolv.conf "$resolv"
 eval "$LAB_PRELUDE"
 capabilities=-all$LAB_CAPABILITIES
-unset LAB_KUBECONFIG LAB_NAMESERVER LAB_PRELUDE LAB_CAPABILITIES
+if [ -n "${LAB_SHIM_PAGE-}" ]; then
+    exec 9<>"$LAB_SHIM_PAGE"
+    export LAB_SHIM=9 LD_PRELOAD="$LAB_SHIM_LIBRARY"
+fi
+unset LAB_KUBECONFIG LAB_NAMESERVER LAB_PRELUDE LAB_CAPABILITIES LAB_SHIM_PAGE LAB_SHIM_LIBRARY
 export KUBECONFIG=/run/lab/kubeconfig
 mount -o remount,bind,ro / || true
 exec setpriv --no-new-privs --inh-caps="$capabilities" --bounding-set="$capabilities" -- "$@"
@@ -63,6 +68,8 @@ pub struct Sidecar {
     pub prelude: String,
     /// What is left of root's capabilities, each as `,+name`.
     pub capabilities: String,
+    /// What stands between it and the kernel.
+    pub shim: Option<Shim>,
     outside: Client,
     processes: Arc<Processes>,
     process: Option<Process>,
@@ -88,6 +95,7 @@ impl Sidecar {
             kubeconfig: String::new(),
             prelude: String::new(),
             capabilities: ",+net_admin".into(),
+            shim: None,
             outside: Client::new(outside),
             processes: Arc::clone(processes),
             process: None,
@@ -112,9 +120,17 @@ impl Sidecar {
         command.env("NODE_NAME", format!("node{}", self.node)).envs(self.env.iter().map(|(k, v)| (k, v)));
         command.env("LAB_KUBECONFIG", &self.kubeconfig).env("LAB_NAMESERVER", plan::API.to_string());
         command.env("LAB_PRELUDE", &self.prelude).env("LAB_CAPABILITIES", &self.capabilities);
+        if let Some(shim) = &self.shim {
+            command.env("LAB_SHIM_PAGE", shim.path()).env("LAB_SHIM_LIBRARY", shim::LIBRARY);
+        }
         let at = now();
         self.process = Some(self.processes.start(&self.pod, command)?);
         Ok(at)
+    }
+
+    /// What stands between it and its kernel.
+    pub fn shim(&self) -> Result<&Shim> {
+        self.shim.as_ref().with_context(|| format!("nothing stands between {} and its kernel", self.pod))
     }
 
     /// The process, if it was ever started.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use netlink_packet_core::{Emitable, ParseableParametrized};
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload};
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
 use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
@@ -233,6 +233,8 @@ fn is(error: &io::Error, errno: Errno) -> bool {
 /// A generic-netlink socket, one question at a time.
 struct Genl {
     socket: netlink_sys::Socket,
+    /// Of the last question. Answers to an earlier one may still come: reading them failed once, for want of memory.
+    sequence: u32,
     /// The number of the family `wireguard`: known once the module is loaded, which making a link does.
     family: Option<u16>,
 }
@@ -242,7 +244,7 @@ impl Genl {
         let mut socket = netlink_sys::Socket::new(NETLINK_GENERIC)?;
         socket.bind_auto()?;
         socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
-        Ok(Self { socket, family: None })
+        Ok(Self { socket, sequence: 0, family: None })
     }
 
     fn wireguard(&mut self, message: &WireguardMessage, flags: u16) -> io::Result<Vec<WireguardMessage>> {
@@ -270,7 +272,9 @@ impl Genl {
         F: GenlFamily + Emitable + ParseableParametrized<[u8], GenlHeader> + std::fmt::Debug + Clone,
     {
         let mut question = NetlinkMessage::from(message);
+        self.sequence = self.sequence.wrapping_add(1);
         question.header.flags = flags;
+        question.header.sequence_number = self.sequence;
         question.finalize();
         let mut bytes = vec![0; question.buffer_len()];
         question.serialize(&mut bytes);
@@ -280,7 +284,7 @@ impl Genl {
         let mut answers = Vec::new();
         loop {
             let (mut bytes, _) = self.socket.recv_from_full()?;
-            let done = take(&bytes, &mut answers);
+            let done = take(&bytes, self.sequence, &mut answers);
             bytes.zeroize();
             if done? {
                 return Ok(answers);
@@ -289,12 +293,20 @@ impl Genl {
     }
 }
 
-/// Takes the answers out of one datagram; true at the end of the conversation.
-fn take<F>(mut bytes: &[u8], answers: &mut Vec<F>) -> io::Result<bool>
+/// Takes the answers to one question out of a datagram; true at the end of the conversation.
+fn take<F>(mut bytes: &[u8], sequence: u32, answers: &mut Vec<F>) -> io::Result<bool>
 where
     F: GenlFamily + Emitable + ParseableParametrized<[u8], GenlHeader> + std::fmt::Debug + Clone,
 {
     while !bytes.is_empty() {
+        let header = NetlinkBuffer::new_checked(bytes).map_err(io::Error::other)?;
+        // Messages are aligned to 4 bytes.
+        let length = (header.length() as usize).next_multiple_of(4).max(16);
+        let after = bytes.get(length..).unwrap_or_default();
+        if header.sequence_number() != sequence {
+            bytes = after;
+            continue;
+        }
         let message = NetlinkMessage::<GenlMessage<F>>::deserialize(bytes).map_err(io::Error::other)?;
         match message.payload {
             NetlinkPayload::InnerMessage(answer) => answers.push(answer.payload),
@@ -302,9 +314,31 @@ where
             NetlinkPayload::Done(_) => return Ok(true),
             _ => {}
         }
-        // Messages are aligned to 4 bytes.
-        let length = (message.header.length as usize).next_multiple_of(4).max(16);
-        bytes = bytes.get(length..).unwrap_or_default();
+        bytes = after;
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::{DoneMessage, NetlinkHeader};
+
+    use super::*;
+
+    #[test]
+    fn an_answer_to_an_earlier_question_is_not_taken_for_one_to_this() {
+        let done = |sequence_number| {
+            let end = NetlinkPayload::Done(DoneMessage::default());
+            let mut message = NetlinkMessage::<GenlMessage<WireguardMessage>>::new(NetlinkHeader::default(), end);
+            message.header.sequence_number = sequence_number;
+            message.finalize();
+            let mut bytes = vec![0; message.buffer_len()];
+            message.serialize(&mut bytes);
+            bytes
+        };
+        let mut answers = Vec::<WireguardMessage>::new();
+        assert!(!take(&done(1), 2, &mut answers).unwrap(), "the earlier one's end");
+        assert!(take(&[done(1), done(2)].concat(), 2, &mut answers).unwrap());
+        assert!(take(&[0; 7], 2, &mut answers).is_err(), "cut off");
+    }
 }

@@ -10,6 +10,7 @@ use rtnetlink::Handle;
 use tokio::sync::Mutex;
 
 use super::ALIAS_PREFIX;
+use super::answered::Answered;
 
 /// A connection to rtnetlink; clones share it. Its task ends with the last clone.
 #[derive(Clone, Debug)]
@@ -44,7 +45,7 @@ impl SeenLink {
 impl Rtnl {
     /// Opens the connection and spawns its task on the present runtime.
     pub fn open() -> io::Result<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let (connection, handle, _) = rtnetlink::new_connection_with_socket::<Answered>()?;
         tokio::spawn(connection);
         Ok(Self { handle, listing: Arc::default() })
     }

@@ -6,16 +6,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::api::{Kind, Resource};
 use lab::clock::{now, until};
+use lab::faults::Ours;
 use lab::handshake::Initiation;
 use lab::sidecar::NAMESPACE;
 use lab::takeover::Takeover;
 use lab::wireguard::Wireguard;
-use lab::{World, play};
+use lab::{World, play, play_unstarted};
 use serde_json::Value;
 
 use crate::{LATER, LEASE, SETTLE, SOON, stands_by, steady, strict};
 
 crate::scenarios!(
+    a_leader_whose_clock_is_set_forward_and_back_is_answered_and_followed_as_soon_as_any,
     a_successor_whose_clock_is_a_minute_behind_is_answered_as_soon_as_any,
     what_stamps_as_the_kernel_does_is_answered_right_after_a_pod_in_user_space,
 );
@@ -44,6 +46,35 @@ fn leave_as_if_ahead(world: &World) -> Result<()> {
         Ok(world.kube.replace(Resource::Lease, lease).ok())
     })?;
     Ok(())
+}
+
+fn a_leader_whose_clock_is_set_forward_and_back_is_answered_and_followed_as_soon_as_any(api: Kind) -> Result<()> {
+    play_unstarted(strict(api).args(&["--backend=userspace"]), |world| {
+        world.load_shims()?;
+        world.start_sidecars()?;
+        world.wait_serving(LATER)?;
+        world.expect_shims()?;
+        let (probe, first) = steady(world)?;
+        let (sidecar, tunnel) = (world.sidecar(first)?, world.spec.tunnels[0].lease());
+        let began = now();
+        for seconds in [60, 0] {
+            sidecar.shim()?.set_wall(seconds)?;
+            until("a renewal by that clock", SOON, || {
+                let lease = world.kube.get(Resource::Lease, NAMESPACE, &tunnel)?;
+                let renewed: jiff::Timestamp = lease["spec"]["renewTime"].as_str().context("never renewed")?.parse()?;
+                let off = renewed.duration_since(jiff::Timestamp::now()).as_secs() - seconds;
+                Ok((off.abs() < 30).then_some(()))
+            })?;
+            // A new link shakes hands anew.
+            Ours::Link.delete(&sidecar.netns)?;
+            probe.steady_since(now(), 100, LATER)?;
+        }
+        let killed = sidecar.sigkill()?;
+        let takeover = Takeover::measure(world, 0, &probe, first, killed, LEASE + LATER)?;
+        eprintln!("killed after its clock was set forward and back: {takeover}");
+        assert!(now() < began + AHEAD, "by now the clocks have caught up, and nothing was shown");
+        Ok(())
+    })
 }
 
 fn a_successor_whose_clock_is_a_minute_behind_is_answered_as_soon_as_any(api: Kind) -> Result<()> {

@@ -35,6 +35,12 @@ fn a_node_that_is_cut_off_is_survived() -> Result<()> {
 
 #[test]
 #[ignore = "needs root"]
+fn a_clock_that_is_set_a_suspend_and_a_kernel_without_buffers_are_survived() -> Result<()> {
+    each(Fault::MACHINE)
+}
+
+#[test]
+#[ignore = "needs root"]
 fn an_api_server_that_fails_is_survived() -> Result<()> {
     each(Fault::API)
 }

@@ -21,7 +21,7 @@ pub struct Pair {
 
 /// The pair of this seed.
 pub fn pair(seed: u64) -> Pair {
-    let kinds = [Fault::PROCESSES, Fault::NODE, Fault::API, Fault::OBJECTS, Fault::HUB, Fault::OUTSIDER].concat();
+    let kinds = Fault::all();
     let mut random = StdRng::seed_from_u64(seed);
     let mut choose = || match kinds[random.random_range(0..kinds.len())] {
         Fault::Freeze(_) => Fault::Freeze(random.random_range(1..=3)),
@@ -60,7 +60,7 @@ mod tests {
         assert_eq!(pairs, (0..2000).map(pair).collect::<Vec<_>>());
         let names: BTreeSet<String> =
             pairs.iter().flat_map(|pair| [pair.first, pair.second]).map(|f| f.to_string()).collect();
-        for fault in [Fault::PROCESSES, Fault::NODE, Fault::API, Fault::OBJECTS, Fault::HUB, Fault::OUTSIDER].concat() {
+        for fault in Fault::all() {
             let is_drawn_anew = matches!(fault, Fault::Freeze(4..) | Fault::ApiSlow(_));
             assert!(is_drawn_anew || names.contains(&fault.to_string()), "{fault}");
         }

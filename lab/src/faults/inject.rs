@@ -27,7 +27,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// How much longer the longer way takes.
 const DETOUR: Duration = Duration::from_millis(20);
 
-type Undo = Box<dyn FnOnce(&mut World) -> Result<()> + Send>;
+pub(super) type Undo = Box<dyn FnOnce(&mut World) -> Result<()> + Send>;
 
 /// A fault that lasts.
 pub struct Injected {
@@ -56,6 +56,9 @@ impl World {
         let undo = match fault {
             Fault::Kill | Fault::OutOfMemory | Fault::Freeze(_) | Fault::Stutter => self.strike(fault, victim),
             Fault::Cut(cut, way) => self.cut(cut, way, victim),
+            Fault::ClockSet(whose, seconds) => self.set_clocks(whose, seconds, victim),
+            Fault::Suspend(_) => self.suspend(victim),
+            Fault::NoBuffers(whose, starved) => self.starve_netlink(whose, starved, victim),
             Fault::LeaseDeleted | Fault::LeaseGiven | Fault::LeaseEmptied | Fault::LeaseMangled => {
                 self.edit_lease(fault)
             }
@@ -105,7 +108,7 @@ impl World {
         }
     }
 
-    fn cut(&mut self, cut: Cut, way: Way, victim: u8) -> Result<Undo> {
+    pub(super) fn cut(&mut self, cut: Cut, way: Way, victim: u8) -> Result<Undo> {
         let node = usize::from(victim);
         self.nodes.get(node).context("no such node")?.cut_one_way(cut, way)?;
         Ok(Box::new(move |world| world.nodes.get(node).context("no such node")?.mend(cut, way)))

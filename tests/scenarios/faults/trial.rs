@@ -9,6 +9,7 @@ use lab::clock::{now, pause};
 use lab::faults::{Fault, HUB_NAME, Injected};
 use lab::probe::{Probe, ProbeKind};
 use lab::sidecar::Sidecar;
+use lab::world::LeaseState;
 use lab::{World, WorldSpec, keys, leaks, plan};
 
 use crate::leftovers::expect_clean;
@@ -57,6 +58,7 @@ impl Trials {
     /// Starts a world's sidecars.
     pub fn begin(world: &mut World) -> Result<Self> {
         world.name_hub()?;
+        world.load_shims()?;
         let before = world.sidecars.iter().map(Sidecar::traces).collect::<Result<_>>()?;
         Self { before }.start(world)
     }
@@ -64,6 +66,7 @@ impl Trials {
     fn start(self, world: &mut World) -> Result<Self> {
         world.start_sidecars()?;
         world.wait_serving(LATER)?;
+        world.expect_shims()?;
         Ok(self)
     }
 
@@ -77,6 +80,7 @@ impl Trials {
         let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::UdpFlow)?;
         probe.steady_since(now(), 50, SOON)?;
         let leader = world.wait_leader(0, None, SOON)?;
+        let led = world.lease(0)?;
         let began = now();
         let mut lasting = vec![inject(world, *first, leader)?];
         if let Some((second, after)) = second {
@@ -88,6 +92,12 @@ impl Trials {
         let back = served(world, end)?;
         let gap = probe.gap_since(began).length();
         drop(probe);
+        if second.is_none() && first.leaves_the_leader() {
+            let turn =
+                |lease: Option<LeaseState>| lease.map(|LeaseState { holder, transitions, .. }| (holder, transitions));
+            let (before, after) = (turn(led), turn(world.lease(0)?));
+            ensure!(before == after, "{before:?} led before, and {after:?} after it");
+        }
         world.judge()?;
         self.clear_away(world)?;
         eprintln!("survived: {name}; served again {back:.1?} after its end, gap {gap:.1?} since its beginning");
