@@ -62,6 +62,8 @@ pub struct WorldSpec {
     pub road: Conditions,
     /// Why somebody who is no pod of this world speaks to a hub with a tunnel's key; `None`: nobody may.
     pub stranger: Option<&'static str>,
+    /// Why a pod asks for what the chart's rights do not cover; `None`: it must not.
+    pub forbidden: Option<&'static str>,
 }
 
 impl Default for WorldSpec {
@@ -80,6 +82,7 @@ impl Default for WorldSpec {
             nat_forgets: None,
             road: Conditions::default(),
             stranger: None,
+            forbidden: None,
         }
     }
 }
@@ -136,6 +139,12 @@ impl WorldSpec {
     /// With a stranger who has a tunnel's key, on purpose: the referee judges the pods among themselves.
     pub fn stranger(mut self, why: &'static str) -> Self {
         self.stranger = Some(why);
+        self
+    }
+
+    /// With somebody who asks in a pod's name for what the chart's rights do not cover.
+    pub fn forbidden(mut self, why: &'static str) -> Self {
+        self.forbidden = Some(why);
         self
     }
 

@@ -44,7 +44,7 @@ fn status_tells_who_leads_and_names_a_pod_that_is_gone(api: Kind) -> Result<()> 
 }
 
 fn status_says_what_a_sidecar_may_not_read(api: Kind) -> Result<()> {
-    play(spec(api), |world| {
+    play(spec(api).forbidden("`wirevip status` with a pod's rights"), |world| {
         world.wait_leader(0, None, SOON)?;
         let pod = world.sidecar(1)?.pod.clone();
         let output = status(world, User::Sidecar(pod), &[])?;
