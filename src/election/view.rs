@@ -30,13 +30,16 @@ pub(super) struct View {
     /// Since when there is no Lease, as far as is known.
     missing_since: Option<Moment>,
     last_read: Option<Moment>,
+    /// The most changes of holder that were ever seen.
+    transitions: Option<i32>,
     /// No read has succeeded since `last_read`, though one was tried.
     blind: bool,
 }
 
 impl View {
     pub(super) fn new(identity: String) -> Self {
-        Self { identity, observed: None, guard: None, missing_since: None, last_read: None, blind: false }
+        let (observed, guard, missing_since, last_read, transitions) = (None, None, None, None, None);
+        Self { identity, observed, guard, missing_since, last_read, transitions, blind: false }
     }
 
     pub(super) fn identity(&self) -> &str {
@@ -78,6 +81,12 @@ impl View {
     /// Was there never a Lease, or none since one was given back?
     pub(super) fn unmade(&self) -> bool {
         self.missing_since.is_some() && self.guard.is_none()
+    }
+
+    /// The number of the next change of holder. It never comes again, though somebody may have set the Lease's back: by it a
+    /// session is known to be of an earlier tenure.
+    pub(super) fn next_transitions(&self) -> i32 {
+        self.transitions.map_or(0, |transitions| transitions.saturating_add(1))
     }
 
     /// Is anything known of the Lease?
@@ -142,6 +151,7 @@ impl View {
             }
             _ => {}
         }
+        self.transitions = self.transitions.max(Some(record.transitions));
         if record.is_release() {
             self.guard = None;
         } else {
@@ -165,10 +175,11 @@ impl View {
     }
 
     /// A holder that is replaced or vanishes without a release may speak on for a term. It counts from now and not from
-    /// when it was last seen, since between the two there may have been holders that we, cut off, did not see. A
-    /// candidate that is new in the Lease has such a term itself.
+    /// when it was last seen, since between the two there may have been holders that we, cut off, did not see: also where we
+    /// were the last that we saw, and our own term is over. A candidate that is new in the Lease has such a term itself.
     fn keep_guard(&mut self, now: Moment, successor: Option<&Record>) {
-        let Some(old) = self.observed.as_ref().filter(|_| self.held_by_another()) else { return };
+        let over = |old: &Observed| old.record.holder == self.identity && old.seen + old.record.duration() <= now;
+        let Some(old) = self.observed.as_ref().filter(|old| self.held_by_another() || over(old)) else { return };
         let goes_on = |new: &Record| new.holder == old.record.holder && new.duration() >= old.record.duration();
         if successor.is_some_and(goes_on) {
             return;

@@ -131,6 +131,44 @@ fn a_holder_that_vanishes_without_releasing_counts_for_one_more_term() {
     }
 }
 
+/// Others may have had it since, and one of them may speak.
+#[test]
+fn who_finds_its_own_lease_gone_after_its_term_waits_for_a_term_like_any_other() {
+    let mut elector = baz();
+    let mut server = Server { get: Some(lease(&rec("baz", 10))), ..Server::default() };
+    assert_eq!(server.attempt(&mut elector, NOW), Outcome::Won);
+    let woken = NOW + 25 * SECOND;
+    assert!(elector.lapse(woken));
+    for there in [None, Some(rec("", 0))] {
+        let mut elector = elector.clone();
+        let mut server = Server { get: there.as_ref().map(lease), ..Server::default() };
+        assert_eq!(server.attempt(&mut elector, woken), Outcome::Held, "{there:?}");
+        assert_eq!(server.attempt(&mut elector, woken + 10 * SECOND - ms(1)), Outcome::Held, "{there:?}");
+        assert_eq!(server.attempt(&mut elector, woken + 10 * SECOND), Outcome::Won, "{there:?}");
+    }
+    // Given back by whoever had it: free.
+    let mut server = Server { get: Some(lease(&rec("", 1))), ..Server::default() };
+    assert_eq!(server.attempt(&mut elector, woken), Outcome::Won);
+}
+
+/// By it a session is known to be of an earlier tenure.
+#[test]
+fn a_number_of_transitions_never_comes_again_though_the_lease_forgets_it() {
+    let mut elector = baz();
+    let mut server = Server { get: Some(lease(&Record { transitions: 7, ..rec("", 1) })), ..Server::default() };
+    assert_eq!(server.attempt(&mut elector, NOW), Outcome::Won);
+    assert_eq!(server.written.last().unwrap().transitions, 8);
+    let taken = lease(&Record { transitions: 9, ..rec("bing", 10) });
+    elector.sight(NOW + SECOND, wall(), taken);
+    for there in [None, Some(rec("", 0))] {
+        let mut elector = elector.clone();
+        elector.sight(NOW + 2 * SECOND, wall(), lease(&rec("", 0)));
+        let mut server = Server { get: there.as_ref().map(lease), ..Server::default() };
+        assert_eq!(server.attempt(&mut elector, NOW + 30 * SECOND), Outcome::Won, "{there:?}");
+        assert_eq!(server.written.last().unwrap().transitions, 10, "{there:?}");
+    }
+}
+
 #[test]
 fn a_short_record_written_over_a_holder_does_not_shorten_its_term() {
     let mut elector = baz();

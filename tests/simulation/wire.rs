@@ -208,8 +208,13 @@ impl Inner {
             let Station { peer, .. } = &self.stations[pod];
             if peer.should_call(now) {
                 self.call(pod, now);
-            } else if contested && self.stations[pod].kernel.voice() != Voice::Free {
-                self.say(pod, Content::Answer, now);
+            } else if contested
+                && self.stations[pod].kernel.voice() != Voice::Free
+                && let Some(since) = self.stations[pod].since()
+            {
+                // At any time until the next: uploads and requests know nothing of each other.
+                let wait = self.rng.random_range(Duration::ZERO..self.road.beat);
+                self.queue(now + wait, Due::Answer { pod, since });
             }
             let Station { peer, keepalive, .. } = &self.stations[pod];
             if !keepalive.is_zero() && now >= peer.said + *keepalive {

@@ -130,7 +130,7 @@ impl Elector {
                 if carried.is_none() && self.others_first(now) {
                     return Verdict::Done(Outcome::OthersFirst);
                 }
-                let fresh = self.record_now(wall);
+                let fresh = Record { transitions: self.view.next_transitions(), ..self.record_now(wall) };
                 let record = carried.map_or(fresh.clone(), |old| Record {
                     acquired: old.acquired,
                     transitions: old.transitions,
@@ -213,7 +213,7 @@ impl Elector {
         let record = if self.view.ours().is_some() {
             Record { acquired: o.record.acquired, transitions: o.record.transitions, ..fresh }
         } else {
-            Record { transitions: o.record.transitions.saturating_add(1), ..fresh }
+            Record { transitions: self.view.next_transitions(), ..fresh }
         };
         // Ours without our having led by it: a write whose answer was lost, and so a takeover like any other.
         let led = self.view.ours().is_some() && self.led == Some(o.record.transitions);
