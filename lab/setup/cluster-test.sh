@@ -10,7 +10,8 @@ lab/setup/rust.sh
 lab/setup/assets.sh helm
 have helm || fail "the chart is installed with helm: install it, or Go 1.26 or newer to build it"
 lab/setup/image.sh
-cargo build --locked --package lab --package wirevip --bins
+# As `make test` builds them: other packages would be other features, and all of it built again.
+cargo build --locked --workspace --bins
 
 images=target/cluster/images
 mkdir -p "$images"
@@ -36,7 +37,7 @@ else
   lab/setup/cluster.sh up
 fi
 status=0
-cargo test --locked --test cluster -- --ignored --nocapture --test-threads=1 "$@" 2>&1 | tee "$log" || status=1
+cargo test --locked --workspace --test cluster -- --ignored --nocapture --test-threads=1 "$@" 2>&1 | tee "$log" || status=1
 count() { sed -nE "s/^test result: .* ([0-9]+) $1[;.].*/\1/p" "$log" | awk '{n += $1} END {print n + 0}'; }
 failed=$(count failed)
 [ $status = 0 ] || [ "$failed" -gt 0 ] || failed=1
