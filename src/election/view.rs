@@ -128,13 +128,23 @@ impl View {
         self.held_until().max(released.or(self.missing_since).unwrap_or_default())
     }
 
-    /// A read has succeeded. Time in which reads failed does not count as a holder's silence.
+    /// A read has succeeded. For how long none did before.
     fn read(&mut self, now: Moment) -> Duration {
         let unseen =
             if self.blind { self.last_read.map_or(Duration::ZERO, |last| now.since(last)) } else { Duration::ZERO };
         self.blind = false;
         self.last_read = Some(now);
         unseen
+    }
+
+    /// Time in which reads failed does not count as the silence of another that holds the Lease. Of our own record it does:
+    /// while we did not see, others may have had their terms.
+    fn excuse(&mut self, unseen: Duration) {
+        self.guard = self.guard.map(|guard| guard + unseen);
+        let others = self.held_by_another();
+        if let Some(old) = self.observed.as_mut().filter(|_| others) {
+            old.seen = old.seen + unseen;
+        }
     }
 
     /// Takes a Lease from an answer or a watch. True if the record changed; an older one than we know is passed over.
@@ -145,8 +155,7 @@ impl View {
             Some(old) if older(&lease, &old.lease) => return false,
             Some(old) if old.record == record => {
                 old.lease = lease;
-                old.seen = old.seen + unseen;
-                self.guard = self.guard.map(|guard| guard + unseen);
+                self.excuse(unseen);
                 return false;
             }
             _ => {}
@@ -165,10 +174,7 @@ impl View {
     /// There is no Lease. Gives our own last record, if it was ours.
     pub(super) fn missing(&mut self, now: Moment) -> Option<Record> {
         let unseen = self.read(now);
-        self.guard = self.guard.map(|guard| guard + unseen);
-        if let Some(old) = &mut self.observed {
-            old.seen = old.seen + unseen;
-        }
+        self.excuse(unseen);
         self.keep_guard(now, None);
         self.missing_since.get_or_insert(now);
         self.observed.take().map(|o| o.record).filter(|r| r.holder == self.identity)

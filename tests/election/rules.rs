@@ -147,8 +147,15 @@ fn who_finds_its_own_lease_gone_after_its_term_waits_for_a_term_like_any_other()
         assert_eq!(server.attempt(&mut elector, woken + 10 * SECOND), Outcome::Won, "{there:?}");
     }
     // Given back by whoever had it: free.
+    let mut released = elector.clone();
     let mut server = Server { get: Some(lease(&rec("", 1))), ..Server::default() };
-    assert_eq!(server.attempt(&mut elector, woken), Outcome::Won);
+    assert_eq!(server.attempt(&mut released, woken), Outcome::Won);
+    // Nor does it help not to have been able to look meanwhile.
+    let request = elector.next(NOW + 11 * SECOND, wall());
+    let unseen = StoreError::TimedOut(SECOND);
+    assert_eq!(request, Request::Get);
+    assert_eq!(elector.answer(NOW + 12 * SECOND, wall(), Err(&unseen)), Verdict::Done(Outcome::Failed));
+    assert_eq!(Server::default().attempt(&mut elector, woken), Outcome::Held);
 }
 
 /// By it a session is known to be of an earlier tenure.
