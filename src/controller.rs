@@ -119,6 +119,8 @@ pub struct Controller {
     /// When the tenure began that we asked to be relieved of: until the next one nothing is raised.
     gave_way: Option<Moment>,
     retry_at: Moment,
+    /// An arming of the fence failed; before this it is not tried again.
+    rearm_at: Moment,
     /// The last step was a closing of the fence, and failed.
     close_failed: bool,
     /// The fence would not fall to hold: down it is, in this tenure.
@@ -159,6 +161,7 @@ impl Controller {
             failing: None,
             gave_way: None,
             retry_at: zero,
+            rearm_at: zero,
             close_failed: false,
             hold_refused: false,
             fence_in_doubt: false,
@@ -401,7 +404,10 @@ impl Controller {
                 self.next_audit = now + AUDIT_EVERY;
                 self.fence_in_doubt = false;
             }
-            Step::ArmFence { .. } => (self.fence_in_doubt, self.actual.doubts.open) = (true, true),
+            Step::ArmFence { .. } => {
+                (self.fence_in_doubt, self.actual.doubts.open) = (true, true);
+                self.rearm_at = now + first;
+            }
             Step::CloseFence => self.fence_in_doubt = true,
             Step::HoldFence { .. } => (self.hold_refused, self.retry_at) = (true, now),
             Step::CreateLink(plan) => self.actual.doubts.link = Some(Arc::clone(plan)),

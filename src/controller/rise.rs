@@ -86,8 +86,10 @@ impl Controller {
 
     /// Other steps' patience is not the fence's: it closes by itself.
     fn arm(&self, port: u16, tenure: Tenure, now: Moment) -> Next {
-        let step = Step::ArmFence { port, until: tenure.until };
-        if self.failed_last(&step) { self.unless_waiting(now, step) } else { Next::Do(step) }
+        if now < self.rearm_at {
+            return Next::WaitUntil(self.rearm_at);
+        }
+        Next::Do(Step::ArmFence { port, until: tenure.until })
     }
 
     /// The first thing that should be there and is not.

@@ -181,6 +181,29 @@ fn a_renewal_is_not_held_up_by_the_patience_of_another_step() {
 }
 
 #[test]
+fn a_fence_that_can_neither_be_armed_nor_looked_at_is_tried_ten_times_a_second() {
+    for hold in [false, true] {
+        let mut controller = if hold { leader().holding("me") } else { leader() };
+        controller.handle(leading(at(60_000)), at(1000));
+        let (mut now, mut armed) = (at(1000), vec![]);
+        while now < at(7000) {
+            match controller.next(now) {
+                Next::Do(step) => {
+                    if let Step::ArmFence { .. } = step {
+                        armed.push(now);
+                    }
+                    controller.failed(&step, "ENOBUFS".into(), now);
+                    assert!(armed.len() < 100, "in a rush: {armed:?}");
+                }
+                Next::WaitUntil(then) => now = then,
+                Next::Finished => panic!("not asked to stop"),
+            }
+        }
+        assert_eq!((armed[0], armed[1], armed.len()), (at(1000), at(1100), 60));
+    }
+}
+
+#[test]
 fn a_changed_peer_keeps_the_link_and_a_changed_port_does_not() {
     let mut controller = leader();
     controller.handle(Event::Settings(Arc::new(settings(51820, 25))), at(100));

@@ -1,6 +1,7 @@
 //! A netfilter socket: batches, requests and dumps, each bounded in time and in tries.
 
 use std::io;
+use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{NLA_TYPE_MASK, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage};
 use netlink_packet_netfilter::nftables::NfTablesMessage;
@@ -8,7 +9,7 @@ use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
 use super::FirewallError;
@@ -17,8 +18,8 @@ use super::encode::Message;
 /// A whole ruleset goes in one send: 1,000 Services of 10 backends are about 0.9 MB.
 const SEND_BUFFER: usize = 64 << 20;
 const RECEIVE_BUFFER: usize = 8 << 20;
-/// The kernel answers within the system call that asks. This only keeps a bug from being a hang.
-const PATIENCE_SECONDS: i64 = 5;
+/// The kernel answers within the system call that asks: what has not come by then, never will.
+const PATIENCE_MICROSECONDS: i64 = 100_000;
 /// A dump is torn when somebody changes what it reads.
 const TRIES: usize = 10;
 
@@ -67,7 +68,7 @@ impl Channel {
         // An error then quotes the header of the message that failed, not all of its 30 KB.
         socket.set_cap_ack(true).map_err(FirewallError::Socket)?;
         socket.set_ext_ack(true).map_err(FirewallError::Socket)?;
-        let patience = TimeVal::new(PATIENCE_SECONDS, 0);
+        let patience = TimeVal::new(0, PATIENCE_MICROSECONDS);
         setsockopt(&socket, sockopt::ReceiveTimeout, &patience).map_err(|e| FirewallError::Socket(e.into()))?;
         // Needs NET_ADMIN, as all that follows: without it the first commit says so.
         let _ = setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER);
@@ -189,7 +190,17 @@ impl Channel {
     }
 
     fn send(&self, bytes: &[u8]) -> Result<(), FirewallError> {
+        self.discard_stale();
         again(|| self.socket.send_to(bytes, &SocketAddr::new(0, 0), 0)).map_err(FirewallError::Socket).map(drop)
+    }
+
+    /// What questions that failed left of their answers: if it filled the socket, the kernel would drop all further
+    /// ones without a word.
+    fn discard_stale(&self) {
+        let mut any = [0];
+        while let Ok(_) | Err(nix::Error::ENOBUFS | nix::Error::EINTR) =
+            recv(self.socket.as_raw_fd(), &mut any, MsgFlags::MSG_DONTWAIT)
+        {}
     }
 
     fn receive(&self) -> Result<Vec<u8>, FirewallError> {
@@ -325,6 +336,24 @@ mod tests {
         assert_eq!(acknowledged(&answer(2, None), "asking").unwrap(), None);
         assert_eq!(acknowledged(&answer(0, None), "asking").unwrap(), Some(()));
         assert!(acknowledged(&answer(22, None), "asking").is_err());
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn answers_that_nobody_waited_for_crowd_out_none() -> anyhow::Result<()> {
+        use netlink_packet_netfilter::nftables::GenMessage;
+
+        let pod = lab::netns::Netns::new("pod")?;
+        let mut channel = pod.run(|| Ok(Channel::open()?))?;
+        let question = || inet(NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() }));
+        // More than the socket takes.
+        for _ in 0..3 * RECEIVE_BUFFER / 1024 {
+            let mut bytes = Vec::new();
+            channel.append(&mut bytes, question(), NLM_F_ACK);
+            channel.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
+        }
+        assert!(channel.get(question(), "asking for the generation")?.is_some());
+        Ok(())
     }
 
     proptest! {
