@@ -30,6 +30,8 @@ pub(super) struct View {
     /// Since when there is no Lease, as far as is known.
     missing_since: Option<Moment>,
     last_read: Option<Moment>,
+    /// How long the last holder that was seen said that it counts.
+    term: Option<Duration>,
     /// The most changes of holder that were ever seen.
     transitions: Option<i32>,
     /// No read has succeeded since `last_read`, though one was tried.
@@ -38,8 +40,8 @@ pub(super) struct View {
 
 impl View {
     pub(super) fn new(identity: String) -> Self {
-        let (observed, guard, missing_since, last_read, transitions) = (None, None, None, None, None);
-        Self { identity, observed, guard, missing_since, last_read, transitions, blind: false }
+        let (observed, guard, missing_since, last_read) = (None, None, None, None);
+        Self { identity, observed, guard, missing_since, last_read, term: None, transitions: None, blind: false }
     }
 
     pub(super) fn identity(&self) -> &str {
@@ -166,6 +168,9 @@ impl View {
         } else {
             self.keep_guard(now, Some(&record));
         }
+        if !record.holder.is_empty() {
+            self.term = Some(record.duration());
+        }
         self.observed = Some(Observed { record, seen: now, lease });
         self.missing_since = None;
         true
@@ -184,8 +189,14 @@ impl View {
     /// when it was last seen, since between the two there may have been holders that we, cut off, did not see: also where we
     /// were the last that we saw, and our own term is over. A candidate that is new in the Lease has such a term itself.
     fn keep_guard(&mut self, now: Moment, successor: Option<&Record>) {
-        let over = |old: &Observed| old.record.holder == self.identity && old.seen + old.record.duration() <= now;
-        let Some(old) = self.observed.as_ref().filter(|old| self.held_by_another() || over(old)) else { return };
+        if self.ours().is_some_and(|old| old.seen + old.record.duration() > now) {
+            return;
+        }
+        // Somebody's hand took it from a holder, which need not be one that we have seen.
+        if let Some(emptied) = successor.filter(|new| new.holder.is_empty()) {
+            self.guard = self.guard.max(self.term.map(|term| now + term.max(emptied.duration())));
+        }
+        let Some(old) = self.observed.as_ref().filter(|old| !old.record.holder.is_empty()) else { return };
         let goes_on = |new: &Record| new.holder == old.record.holder && new.duration() >= old.record.duration();
         if successor.is_some_and(goes_on) {
             return;

@@ -131,6 +131,20 @@ fn a_holder_that_vanishes_without_releasing_counts_for_one_more_term() {
     }
 }
 
+/// Between two looks of a candidate without a watch it may have been made again by its holder.
+#[test]
+fn a_lease_that_was_gone_and_is_found_without_a_holder_counts_for_one_more_term() {
+    let mut elector = baz();
+    elector.sight(NOW, wall(), lease(&rec("bing", 10)));
+    let mut server = Server { get: None, ..Server::default() };
+    assert_eq!(server.attempt(&mut elector, NOW + SECOND), Outcome::Held);
+    server.get = Some(lease(&rec("", 0)));
+    let found = NOW + 11 * SECOND;
+    assert_eq!(server.attempt(&mut elector, found), Outcome::Held);
+    assert_eq!(server.attempt(&mut elector, found + 10 * SECOND - ms(1)), Outcome::Held);
+    assert_eq!(server.attempt(&mut elector, found + 10 * SECOND), Outcome::Won);
+}
+
 /// Others may have had it since, and one of them may speak.
 #[test]
 fn who_finds_its_own_lease_gone_after_its_term_waits_for_a_term_like_any_other() {
