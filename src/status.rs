@@ -215,27 +215,15 @@ pub type FaultsByTunnel = BTreeMap<String, Vec<Fault>>;
 mod tests {
     use super::*;
     use crate::election::Tenure;
-    use crate::secret::{Endpoint, Host, PublicKey, SecretKey, TunnelName};
+    use crate::secret::{Endpoint, Host};
 
     pub(super) fn at(seconds: u64) -> Moment {
         Moment::new(Duration::from_secs(seconds))
     }
 
     pub(super) fn snapshot() -> Snapshot {
-        Snapshot::standby(Arc::new(Tunnel {
-            name: TunnelName::new("wg0").unwrap(),
-            vip: "10.77.0.2".parse().unwrap(),
-            private_key: SecretKey::new([1; 32]),
-            peer_public_key: PublicKey([2; 32]),
-            preshared_key: None,
-            endpoint: Endpoint { host: Host::Name("hub.example".into()), port: 51820 },
-            allowed_ips: vec![],
-            listen_port: 51820,
-            persistent_keepalive: 5,
-            mtu: None,
-            control_plane: true,
-            public_address: None,
-        }))
+        let endpoint = Endpoint { host: Host::Name("hub.example".into()), port: 51820 };
+        Snapshot::standby(Arc::new(Tunnel { endpoint, ..crate::tunnel::testing::settings("wg0") }))
     }
 
     pub(super) fn leading(until: u64, handshake: Option<u64>) -> Snapshot {

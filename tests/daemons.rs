@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "all functions here are parts of tests")]
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,31 +24,14 @@ use wirevip::inheritance;
 use wirevip::metrics::Metrics;
 use wirevip::ruleset::testing::FakeFirewall;
 use wirevip::ruleset::{Entry, Firewall, Side};
-use wirevip::secret::{Endpoint, Host, PublicKey, SecretKey, Tunnel, TunnelName};
+use wirevip::secret::TunnelName;
 use wirevip::status::Snapshot;
-use wirevip::tunnel::testing::{Call, FakePod};
+use wirevip::tunnel::testing::{Call, FakePod, settings};
 use wirevip::tunnel::{HostNet, Slot};
 
 const LEASE: Duration = Duration::from_secs(5);
 /// How finely the world is looked at.
 const TICK: Duration = Duration::from_millis(10);
-
-fn settings() -> Arc<Tunnel> {
-    Arc::new(Tunnel {
-        name: TunnelName::new("wg0").unwrap(),
-        vip: Ipv4Addr::new(10, 77, 0, 2),
-        private_key: SecretKey::new([1; 32]),
-        peer_public_key: PublicKey([2; 32]),
-        preshared_key: None,
-        endpoint: Endpoint { host: Host::Address("192.0.2.1".parse().unwrap()), port: 51820 },
-        allowed_ips: vec!["0.0.0.0/0".parse().unwrap()],
-        listen_port: 51820,
-        persistent_keepalive: 5,
-        mtu: None,
-        control_plane: true,
-        public_address: None,
-    })
-}
 
 /// One pod: what is in its kernel outlives its process.
 struct Pod {
@@ -99,11 +82,11 @@ impl Pod {
         let elector = Elector::new(Params::default(), self.name.clone()).unwrap();
         let campaign = Campaign::spawn(self.way.clone(), clock, elector, StdRng::seed_from_u64(self.lives));
         let nic = self.kernel.nic().await.unwrap();
-        let (settings_tx, settings_rx) = watch::channel(settings());
+        let (settings_tx, settings_rx) = watch::channel(Arc::new(settings("wg0")));
         let (forwards_tx, forwards_rx) = watch::channel(Some(Arc::default()));
         let (hub_tx, hub_rx) = watch::channel(Whereabouts::from(SocketAddr::from(([192, 0, 2, 1], 51820))));
         let (stop, stop_rx) = watch::channel(None);
-        let (snapshot_tx, snapshot) = watch::channel(Snapshot::standby(settings()));
+        let (snapshot_tx, snapshot) = watch::channel(Snapshot::standby(Arc::new(settings("wg0"))));
         let inputs = Inputs {
             settings: settings_rx,
             forwards: forwards_rx,
@@ -113,7 +96,7 @@ impl Pod {
         };
         let outputs =
             Outputs { snapshot: snapshot_tx, unheard: watch::channel(Duration::ZERO).0, metrics: Metrics::new() };
-        let mut controller = Controller::new(Slot::new(1).unwrap(), nic, settings());
+        let mut controller = Controller::new(Slot::new(1).unwrap(), nic, Arc::new(settings("wg0")));
         if self.holds {
             controller = controller.holding(&self.name);
         }

@@ -1,8 +1,5 @@
-use std::net::Ipv4Addr;
-
 use super::*;
-use crate::secret::{Endpoint, Host, PublicKey, SecretKey, TunnelName};
-use crate::tunnel::LinkStats;
+use crate::tunnel::{LinkStats, testing};
 
 const HUB: &str = "192.0.2.1:51820";
 
@@ -11,20 +8,7 @@ fn at(millis: u64) -> Moment {
 }
 
 fn settings(port: u16, keepalive: u16) -> Tunnel {
-    Tunnel {
-        name: TunnelName::new("wg0").unwrap(),
-        vip: Ipv4Addr::new(10, 77, 0, 2),
-        private_key: SecretKey::new([1; 32]),
-        peer_public_key: PublicKey([2; 32]),
-        preshared_key: None,
-        endpoint: Endpoint { host: Host::Address("192.0.2.1".parse().unwrap()), port: 51820 },
-        allowed_ips: vec!["0.0.0.0/0".parse().unwrap()],
-        listen_port: port,
-        persistent_keepalive: keepalive,
-        mtu: None,
-        control_plane: true,
-        public_address: None,
-    }
+    Tunnel { listen_port: port, persistent_keepalive: keepalive, ..testing::settings("wg0") }
 }
 
 fn nic() -> Nic {

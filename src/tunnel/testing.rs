@@ -11,7 +11,7 @@ use super::{
     Swept, missing,
 };
 use crate::clock::{Clock, Moment, TokioClock};
-use crate::secret::{PublicKey, SecretKey, TunnelName};
+use crate::secret::{Endpoint, Host, PublicKey, SecretKey, Tunnel, TunnelName};
 
 /// A plan with everything in it, for the tunnel of this name.
 pub fn plan(name: &str) -> LinkPlan {
@@ -32,6 +32,25 @@ pub fn plan(name: &str) -> LinkPlan {
             allowed_ips: vec![ipnet::IpNet::V4(ipnet::Ipv4Net::default())],
             persistent_keepalive: 5,
         },
+    }
+}
+
+/// Settings with all that must be told, for the tunnel of this name.
+pub fn settings(name: &str) -> Tunnel {
+    let Some(name) = TunnelName::new(name) else { unreachable!("not a tunnel's name: {name}") };
+    Tunnel {
+        name,
+        vip: Ipv4Addr::new(10, 77, 0, 2),
+        private_key: SecretKey::new([1; 32]),
+        peer_public_key: PublicKey([2; 32]),
+        preshared_key: None,
+        endpoint: Endpoint { host: Host::Address([192, 0, 2, 1].into()), port: 51820 },
+        allowed_ips: vec![ipnet::IpNet::V4(ipnet::Ipv4Net::default())],
+        listen_port: 51820,
+        persistent_keepalive: 5,
+        mtu: None,
+        control_plane: true,
+        public_address: None,
     }
 }
 

@@ -7,9 +7,9 @@ use jiff::SignedDuration;
 use wirevip::clock::{Clock, TokioClock};
 use wirevip::election::testing::{LeaseServer, Way, Weather};
 use wirevip::election::{Params, Record};
-use wirevip::secret::{Endpoint, Host, PublicKey, SecretKey, Tunnel, TunnelName};
+use wirevip::secret::{Tunnel, TunnelName};
 use wirevip::services::{Forward, Forwards, Owner, Protocol, VipPort};
-use wirevip::tunnel::Step;
+use wirevip::tunnel::{Step, testing};
 
 use crate::checker;
 use crate::clock::Machine;
@@ -235,20 +235,7 @@ fn name() -> TunnelName {
 }
 
 fn settings(keepalive: u16, port: u16) -> Arc<Tunnel> {
-    Arc::new(Tunnel {
-        name: name(),
-        vip: [10, 77, 0, 2].into(),
-        private_key: SecretKey::new([1; 32]),
-        peer_public_key: PublicKey([2; 32]),
-        preshared_key: None,
-        endpoint: Endpoint { host: Host::Address([192, 0, 2, 1].into()), port: 51820 },
-        allowed_ips: vec!["0.0.0.0/0".parse().unwrap()],
-        listen_port: port,
-        persistent_keepalive: keepalive,
-        mtu: None,
-        control_plane: true,
-        public_address: None,
-    })
+    Arc::new(Tunnel { listen_port: port, persistent_keepalive: keepalive, ..testing::settings("wg0") })
 }
 
 fn forwards(number: u16) -> Arc<Forwards> {
