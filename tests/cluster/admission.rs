@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use lab::api::Resource;
 use lab::clock::until;
 use lab::cluster::{Cluster, Installed, repository};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// For what a controller does in its next rounds.
 const SOON: Duration = Duration::from_secs(30);
@@ -132,6 +132,18 @@ fn an_upgrade_serves_on_and_an_uninstall_leaves_nothing_of_the_chart() -> Result
             let left = labelled(cluster)?;
             ensure!(left.is_empty(), "left: {left:?}");
             Ok(Some(()))
-        })
+        })?;
+        let address = || -> Result<Value> {
+            Ok(cluster.kube.get(Resource::Service, "default", "web")?["status"]["loadBalancer"].take())
+        };
+        let last = address()?;
+        assert!(last["ingress"].is_array(), "the last pod cannot know that none follows: {last}");
+        // docs/operations.md
+        let clear =
+            ["patch", "svc", "web", "--subresource=status", "--type=merge", r#"-p={"status":{"loadBalancer":null}}"#];
+        cluster.kubectl(&clear, "")?;
+        let cleared = address()?;
+        ensure!(cleared.is_null() || cleared == json!({}), "left: {cleared}");
+        Ok(())
     })
 }
