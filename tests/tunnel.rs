@@ -4,12 +4,14 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::clock::paced;
 use lab::netns::Netns;
+use lab::processes::Processes;
+use lab::wireguard::{Wireguard, WireguardKind};
 use wirevip::secret::{PublicKey, SecretKey, TunnelName};
 use wirevip::tunnel::network::KernelNet;
 use wirevip::tunnel::preflight::preflight;
@@ -26,55 +28,41 @@ const SHARED: [u8; 32] = [0x43; 32];
 struct World {
     pod: Netns,
     hub: Netns,
-    interface: String,
-    wireguard: Child,
+    wireguard: Wireguard,
+    _processes: Processes,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// A child process has all of its parent's descriptors until it is another program: while one test starts a tool, no link
+/// and no port of another's would be gone for the kernel.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl World {
     fn new() -> Result<Self> {
+        let alone = alone();
         let (pod, hub) = (Netns::new("pod")?, Netns::new("hub")?);
-        pod.sh(&format!("ip link add eth0 type veth peer name eth0 netns {}", hub.path()))?;
+        pod.cable("eth0", &hub, "eth0", 1500)?;
         for (ns, host) in [(&pod, 2), (&hub, 1)] {
-            ns.sh("ip link set lo up")?;
-            ns.sh(&format!("ip address add 192.0.2.{host}/24 dev eth0"))?;
-            ns.sh(&format!("ip address add 2001:db8::{host}/64 dev eth0 nodad"))?;
-            ns.sh("ip link set eth0 up")?;
+            ns.ip(&[
+                &format!("address add 192.0.2.{host}/24 dev eth0"),
+                &format!("address add 2001:db8::{host}/64 dev eth0 nodad"),
+            ])?;
         }
-        pod.sh("ip route add default via 192.0.2.1")?;
-        // The control socket's name is one for the whole machine.
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let interface = format!("wt{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let wireguard = hub
-            .command("wireguard-go")
-            .args(["-f", &interface])
-            .env("WG_PROCESS_FOREGROUND", "1")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("wireguard-go is not installed")?;
-        let world = Self { pod, hub, interface, wireguard };
-        until("wireguard-go answers", || Ok(world.wg(&[]).is_ok()))?;
-        let peer = base64(public(OUR_KEY));
-        world.wg(&["private-key", &file(&world.interface, &HUB_KEY)?, "listen-port", "51820"])?;
-        world.wg(&[
-            "peer",
-            &peer,
-            "preshared-key",
-            &file(&world.interface, &SHARED)?,
-            "allowed-ips",
-            "10.99.0.2/32",
-        ])?;
-        world.hub.sh(&format!("ip address add 10.99.0.1/24 dev {}", world.interface))?;
-        world.hub.sh(&format!("ip link set {} mtu 1420 up", world.interface))?;
-        Ok(world)
-    }
-
-    /// `wg set`, or with nothing to set `wg show`.
-    fn wg(&self, settings: &[&str]) -> Result<()> {
-        let verb = if settings.is_empty() { "show" } else { "set" };
-        let output = self.hub.command("wg").args([verb, &self.interface]).args(settings).output()?;
-        ensure!(output.status.success(), "wg {settings:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
+        pod.ip(&["route add default via 192.0.2.1"])?;
+        let config = format!(
+            "[Interface]\nPrivateKey = {}\nListenPort = 51820\n\
+             [Peer]\nPublicKey = {}\nPresharedKey = {}\nAllowedIPs = 10.99.0.2/32\n",
+            base64(HUB_KEY),
+            base64(public(OUR_KEY)),
+            base64(SHARED),
+        );
+        let processes = Processes::new()?;
+        let wireguard = Wireguard::start(&hub, "wghub", WireguardKind::WireguardGo, &config, &processes)?;
+        hub.ip(&["address add 10.99.0.1/24 dev wghub", "link set wghub mtu 1420 up"])?;
+        Ok(Self { pod, hub, wireguard, _processes: processes, _alone: alone })
     }
 
     /// Runs this in the pod.
@@ -88,17 +76,6 @@ impl World {
 
     fn pod_pings(&self) -> Result<()> {
         self.pod.sh("ping -c 2 -i 0.2 -W 2 -I 10.99.0.2 10.99.0.1").map(drop)
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        let _ = self.wireguard.kill();
-        let _ = self.wireguard.wait();
-        let _ = std::fs::remove_file(format!("/var/run/wireguard/{}.sock", self.interface));
-        for key in [HUB_KEY, SHARED] {
-            let _ = std::fs::remove_file(key_path(&self.interface, &key));
-        }
     }
 }
 
@@ -119,17 +96,6 @@ fn public(key: [u8; 32]) -> [u8; 32] {
 fn base64(bytes: [u8; 32]) -> String {
     use base64::Engine;
     base64::prelude::BASE64_STANDARD.encode(bytes)
-}
-
-/// A file with the key for `wg`; it goes with the world.
-fn file(interface: &str, key: &[u8; 32]) -> Result<String> {
-    let path = key_path(interface, key);
-    std::fs::write(&path, base64(*key))?;
-    Ok(path.display().to_string())
-}
-
-fn key_path(interface: &str, key: &[u8; 32]) -> std::path::PathBuf {
-    std::env::temp_dir().join(format!("wirevip-{interface}-{:02x}", key[0]))
 }
 
 fn backend() -> Backend {
@@ -244,7 +210,7 @@ fn a_peer_changed_in_place_keeps_its_session_and_a_fresh_one_has_none() -> Resul
     world.in_pod(async |links, net| {
         up(&links, &net, &plan).await?;
         handshake(&links, &plan).await?;
-        world.wg(&["peer", &base64(public(OUR_KEY)), "remove"])?;
+        world.wireguard.wg(&["set", "wghub", "peer", &base64(public(OUR_KEY)), "remove"], None)?;
         // The hub knows us no more: whoever starts anew now gets no answer.
         assert_eq!(net.attach(&changed).await?, [Step::Mtu(1300)]);
         links.update_peer(&changed).await?;
@@ -405,6 +371,7 @@ fn a_pod_that_lacks_something_is_told_what_and_how_to_mend_it() -> Result<()> {
             Err(missing) => say(&missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(" | ")),
         });
     }
+    let _alone = alone();
     let pod = Netns::new("pod")?;
     let (mut whole, mut output) = helper(&pod, NAME)?;
     assert_eq!(hear(&mut output)?, "Userspace");

@@ -7,7 +7,8 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Weak};
+use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
 use gotatun::packet::{Ip, Packet, PacketBufPool};
@@ -16,7 +17,7 @@ use gotatun::udp::{UdpRecv, UdpSend, UdpTransportFactory, UdpTransportFactoryPar
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, sockopt};
 use tokio::net::UdpSocket;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tun_rs::AsyncDevice;
 
 /// How many packets are taken from a device or socket before others get their turn.
@@ -60,31 +61,59 @@ fn bind_ipv4(port: u16) -> nix::Result<std::net::UdpSocket> {
     Ok(socket.into())
 }
 
+/// A socket or device that several hold, and of whose end another is told.
+pub(super) struct Held<T> {
+    /// Dropped, and so closed, before the other field tells of it. A count of those who hold it says so too early.
+    inner: T,
+    _told: oneshot::Sender<()>,
+}
+
+/// When the last who held it has let go, and it is closed.
+pub(super) struct Closed(oneshot::Receiver<()>);
+
+impl<T> Held<T> {
+    pub(super) fn new(inner: T) -> (Arc<Self>, Closed) {
+        let (told, closed) = oneshot::channel();
+        (Arc::new(Self { inner, _told: told }), Closed(closed))
+    }
+}
+
+impl<T> Deref for Held<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl Closed {
+    pub(super) async fn wait(self) {
+        // Nothing is ever sent: the sender's end is the news.
+        let _ = self.0.await;
+    }
+}
+
 /// The socket, bound before the device is built, and handed out each time that gotatun sets itself up.
 #[derive(Clone)]
 pub(super) struct Udp {
-    socket: Arc<UdpSocket>,
+    socket: Arc<Held<UdpSocket>>,
     ipv6: bool,
     initiated: Arc<Notify>,
 }
 
 impl Udp {
     /// Takes over a socket of [`bind`]. Inside the runtime that will drive it.
-    pub(super) fn new(socket: std::net::UdpSocket) -> io::Result<Self> {
+    pub(super) fn new(socket: std::net::UdpSocket) -> io::Result<(Self, Closed)> {
         let ipv6 = socket.local_addr()?.is_ipv6();
         // In a user namespace it is refused; the default serves, at the price of bursts.
         let _ = socket::setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER);
-        Ok(Self { socket: Arc::new(UdpSocket::from_std(socket)?), ipv6, initiated: Arc::default() })
+        let (socket, closed) = Held::new(UdpSocket::from_std(socket)?);
+        Ok((Self { socket, ipv6, initiated: Arc::default() }, closed))
     }
 
     /// Notified at each handshake initiation that was given to the kernel, whether or not the fence let it out.
     pub(super) fn initiated(&self) -> Arc<Notify> {
         Arc::clone(&self.initiated)
-    }
-
-    /// To see when the socket is closed.
-    pub(super) fn downgrade(&self) -> Weak<UdpSocket> {
-        Arc::downgrade(&self.socket)
     }
 
     fn target(&self, address: SocketAddr) -> SocketAddr {
@@ -184,7 +213,7 @@ async fn wait_after(error: &io::Error) {
 
 /// The TUN device, both directions.
 pub(super) struct Tun {
-    device: Arc<AsyncDevice>,
+    device: Arc<Held<AsyncDevice>>,
     mtu: watch::Receiver<u16>,
     scratch: Scratch,
     batch: Vec<Packet<Ip>>,
@@ -192,7 +221,7 @@ pub(super) struct Tun {
 
 impl Tun {
     /// `mtu` is told as it changes.
-    pub(super) fn new(device: Arc<AsyncDevice>, mtu: watch::Receiver<u16>) -> Self {
+    pub(super) fn new(device: Arc<Held<AsyncDevice>>, mtu: watch::Receiver<u16>) -> Self {
         Self { device, mtu, scratch: Scratch::default(), batch: Vec::new() }
     }
 }
@@ -235,5 +264,32 @@ impl IpRecv for Tun {
 
     fn mtu(&self) -> MtuWatcher {
         self.mtu.clone().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_what_is_held_is_told_after_it_is_closed() {
+        struct Slow(Arc<AtomicBool>);
+        impl Drop for Slow {
+            fn drop(&mut self) {
+                thread::sleep(Duration::from_millis(50));
+                self.0.store(true, Ordering::SeqCst);
+            }
+        }
+        let closed = Arc::new(AtomicBool::new(false));
+        let (held, told) = Held::new(Slow(Arc::clone(&closed)));
+        let last = Arc::clone(&held);
+        drop(held);
+        let closing = thread::spawn(move || drop(last));
+        told.wait().await;
+        assert!(closed.load(Ordering::SeqCst));
+        closing.join().unwrap();
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use gotatun::device::{Device, DeviceBuilder, Peer};
@@ -14,13 +14,11 @@ use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
-use tokio::net::UdpSocket;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tun_rs::AsyncDevice;
 
-use super::carrier::{self, Tun, Udp};
+use super::carrier::{self, Closed, Held, Tun, Udp};
 use super::rtnl::Rtnl;
 use super::stamps::Stamps;
 use super::{Alias, Backend, LinkBackend, LinkError, LinkPlan, LinkStats, PeerPlan};
@@ -231,8 +229,8 @@ async fn run(
 struct Link {
     device: Carried,
     stamps: Arc<Stamps>,
-    /// Socket and TUN: gone when nobody holds them any more.
-    carriers: (Weak<UdpSocket>, Weak<AsyncDevice>),
+    /// The ends of socket and TUN.
+    carriers: (Closed, Closed),
     initiated: Arc<Notify>,
     mtu: watch::Sender<u16>,
     /// Bytes received and sent by peers that were replaced.
@@ -241,10 +239,9 @@ struct Link {
 
 impl Link {
     async fn new(plan: LinkPlan, stamps: Arc<Stamps>, socket: std::net::UdpSocket) -> Result<Self, LinkError> {
-        let udp = Udp::new(socket).map_err(failed("preparing the tunnel's UDP socket"))?;
+        let (udp, socket) = Udp::new(socket).map_err(failed("preparing the tunnel's UDP socket"))?;
         let tun = tun_rs::DeviceBuilder::new().name(plan.name.as_str()).enable(false).build_async();
-        let tun = Arc::new(tun.map_err(|error| tun_error(plan.name.as_str(), error))?);
-        let carriers = (udp.downgrade(), Arc::downgrade(&tun));
+        let (tun, link) = Held::new(tun.map_err(|error| tun_error(plan.name.as_str(), error))?);
         let (mtu, mtu_seen) = watch::channel(plan.mtu);
         let initiated = udp.initiated();
         let device = DeviceBuilder::new()
@@ -257,7 +254,7 @@ impl Link {
             .map_err(gotatun_failed("starting WireGuard"))?;
         // A device without peers starts no tasks until it is reconfigured, and this counts as that.
         device.clear_peers().await.map_err(gotatun_failed("starting WireGuard"))?;
-        Ok(Self { device, stamps, carriers, initiated, mtu, past: (0, 0) })
+        Ok(Self { device, stamps, carriers: (socket, link), initiated, mtu, past: (0, 0) })
     }
 
     async fn fresh(&mut self, plan: &PeerPlan, mtu: u16) -> Result<(), LinkError> {
@@ -311,9 +308,8 @@ impl Link {
         let Self { device, carriers: (socket, tun), .. } = self;
         let stopped = async {
             device.stop().await;
-            while socket.strong_count() + tun.strong_count() > 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+            socket.wait().await;
+            tun.wait().await;
         };
         let stopped = tokio::time::timeout(PATIENCE, stopped).await;
         stopped.map_err(|_| failed("stopping the tunnel's WireGuard")(io::Error::from(io::ErrorKind::TimedOut)))
