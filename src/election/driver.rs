@@ -301,7 +301,7 @@ impl<S: LeaseStore, C: Clock, R: Rng + Send + 'static> Driver<S, C, R> {
             Outcome::Collided if self.elector.tenure().is_some() => now + params.impatience(),
             Outcome::Failed => (self.attempt_began + params.impatience()).max(now + Duration::from_millis(50)),
             // Told by whoever won; and when the watch is broken, at the usual interval.
-            Outcome::Held if self.watching => now,
+            Outcome::Held if self.watching && self.elector.tenure().is_none() => now,
             Outcome::OthersFirst => now,
             Outcome::Held | Outcome::Collided | Outcome::Released | Outcome::NotOurs => {
                 now + params.spread(self.rng.random())

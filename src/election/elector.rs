@@ -220,6 +220,9 @@ impl Elector {
             self.uncertain = false;
             if self.view.record().is_some_and(|r| r.is_release() || self.view.held_by_another()) {
                 self.tenure = None;
+            } else if self.tenure.is_some_and(|tenure| tenure.until > now) {
+                // Whoever emptied it took it from us.
+                self.view.forget_guard();
             }
         }
         changed

@@ -350,6 +350,17 @@ fn a_lease_that_lost_its_holder_is_taken_again_by_its_leader_without_a_break() {
 }
 
 #[test]
+fn a_leader_takes_its_lease_again_however_often_a_hand_empties_it() {
+    let (mut elector, mut server) = leading();
+    for emptied in [rec("", 0), rec("", 10), rec("", 0)] {
+        elector.sight(NOW + SECOND, wall(), lease(&emptied));
+    }
+    server.get = Some(lease(&rec("", 0)));
+    assert_eq!(server.attempt(&mut elector, NOW + SECOND), Outcome::Won);
+    assert_eq!(elector.tenure().unwrap().since, NOW);
+}
+
+#[test]
 fn what_a_watch_shows_late_is_no_news() {
     let mut elector = baz();
     elector.sight(NOW, wall(), at(99, &rec("", 1)));
