@@ -215,6 +215,11 @@ impl Record {
         self.holder.is_empty() && self.duration_seconds == 1
     }
 
+    /// Whether nobody holds it though nobody gave it back: somebody's hand took the holder away.
+    pub fn is_emptied(&self) -> bool {
+        self.holder.is_empty() && !self.is_release()
+    }
+
     /// The spec of a Lease with this record. Zero values are written too, so that a release clears the holder (F3).
     pub fn spec(&self) -> LeaseSpec {
         LeaseSpec {

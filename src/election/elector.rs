@@ -220,11 +220,9 @@ impl Elector {
             self.uncertain = false;
             if self.view.record().is_some_and(|r| r.is_release() || self.view.held_by_another()) {
                 self.tenure = None;
-            } else if self.tenure.is_some_and(|tenure| tenure.until > now) {
-                // Whoever emptied it took it from us.
-                self.view.forget_guard();
             }
         }
+        self.guard_against_others(now);
         changed
     }
 
@@ -232,6 +230,15 @@ impl Elector {
     fn missing(&mut self, now: Moment) -> Option<Record> {
         self.stamped.passed(self.view.observed().and_then(|o| o.last_stamp(None, now)));
         self.uncertain = false;
-        self.view.missing(now)
+        let ours = self.view.missing(now);
+        self.guard_against_others(now);
+        ours
+    }
+
+    /// A Lease that is emptied or deleted under us was taken from nobody else.
+    fn guard_against_others(&mut self, now: Moment) {
+        if self.tenure.is_some_and(|tenure| tenure.until > now) {
+            self.view.forget_guard();
+        }
     }
 }

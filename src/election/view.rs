@@ -156,8 +156,12 @@ impl View {
         match &mut self.observed {
             Some(old) if older(&lease, &old.lease) => return false,
             Some(old) if old.record == record => {
+                let written = old.lease.metadata.resource_version != lease.metadata.resource_version;
                 old.lease = lease;
                 self.excuse(unseen);
+                if written && record.is_emptied() {
+                    self.guard_for_a_term(now);
+                }
                 return false;
             }
             _ => {}
@@ -192,9 +196,8 @@ impl View {
         if self.ours().is_some_and(|old| old.seen + old.record.duration() > now) {
             return;
         }
-        // Somebody's hand took it from a holder, which need not be one that we have seen.
-        if let Some(emptied) = successor.filter(|new| new.holder.is_empty()) {
-            self.guard = self.guard.max(self.term.map(|term| now + term.max(emptied.duration())));
+        if successor.or(self.record()).is_some_and(Record::is_emptied) {
+            self.guard_for_a_term(now);
         }
         let Some(old) = self.observed.as_ref().filter(|old| !old.record.holder.is_empty()) else { return };
         let goes_on = |new: &Record| new.holder == old.record.holder && new.duration() >= old.record.duration();
@@ -205,6 +208,12 @@ impl View {
         let ours = successor.is_some_and(|new| new.holder == self.identity);
         let from = if ours { old.seen } else { now };
         self.guard = self.guard.max(Some(from + old.record.duration()));
+    }
+
+    /// Somebody's hand emptied the Lease, once more perhaps, or took away one that was emptied. It may have had a holder in
+    /// between that a candidate without a watch did not see.
+    fn guard_for_a_term(&mut self, now: Moment) {
+        self.guard = self.guard.max(self.term.map(|term| now + term));
     }
 }
 

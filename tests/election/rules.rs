@@ -131,18 +131,23 @@ fn a_holder_that_vanishes_without_releasing_counts_for_one_more_term() {
     }
 }
 
-/// Between two looks of a candidate without a watch it may have been made again by its holder.
+/// Between two looks of a candidate without a watch it may have had a holder, who is still there.
 #[test]
-fn a_lease_that_was_gone_and_is_found_without_a_holder_counts_for_one_more_term() {
-    let mut elector = baz();
-    elector.sight(NOW, wall(), lease(&rec("bing", 10)));
-    let mut server = Server { get: None, ..Server::default() };
-    assert_eq!(server.attempt(&mut elector, NOW + SECOND), Outcome::Held);
-    server.get = Some(lease(&rec("", 0)));
-    let found = NOW + 11 * SECOND;
-    assert_eq!(server.attempt(&mut elector, found), Outcome::Held);
-    assert_eq!(server.attempt(&mut elector, found + 10 * SECOND - ms(1)), Outcome::Held);
-    assert_eq!(server.attempt(&mut elector, found + 10 * SECOND), Outcome::Won);
+fn each_hand_on_a_lease_without_a_holder_costs_a_candidate_one_more_term() {
+    let emptied = |version| Some(at(version, &rec("", 0)));
+    for (first, then) in [(None, emptied(2)), (emptied(2), emptied(4)), (emptied(2), None)] {
+        let mut elector = baz();
+        elector.sight(NOW, wall(), at(1, &rec("bing", 10)));
+        let mut server = Server { get: first.clone(), ..Server::default() };
+        assert_eq!(server.attempt(&mut elector, NOW + SECOND), Outcome::Held);
+        let found = NOW + 11 * SECOND;
+        let mut unchanged = elector.clone();
+        assert_eq!(server.attempt(&mut unchanged, found), Outcome::Won, "{first:?}");
+        server.get = then.clone();
+        assert_eq!(server.attempt(&mut elector, found), Outcome::Held, "{then:?}");
+        assert_eq!(server.attempt(&mut elector, found + 10 * SECOND - ms(1)), Outcome::Held, "{then:?}");
+        assert_eq!(server.attempt(&mut elector, found + 10 * SECOND), Outcome::Won, "{then:?}");
+    }
 }
 
 /// Others may have had it since, and one of them may speak.
@@ -185,7 +190,12 @@ fn a_number_of_transitions_never_comes_again_though_the_lease_forgets_it() {
         let mut elector = elector.clone();
         elector.sight(NOW + 2 * SECOND, wall(), lease(&rec("", 0)));
         let mut server = Server { get: there.as_ref().map(lease), ..Server::default() };
-        assert_eq!(server.attempt(&mut elector, NOW + 30 * SECOND), Outcome::Won, "{there:?}");
+        let mut now = NOW + 30 * SECOND;
+        if there.is_none() {
+            assert_eq!(server.attempt(&mut elector, now), Outcome::Held);
+            now = now + 10 * SECOND;
+        }
+        assert_eq!(server.attempt(&mut elector, now), Outcome::Won, "{there:?}");
         assert_eq!(server.written.last().unwrap().transitions, 10, "{there:?}");
     }
 }
@@ -352,8 +362,8 @@ fn a_lease_that_lost_its_holder_is_taken_again_by_its_leader_without_a_break() {
 #[test]
 fn a_leader_takes_its_lease_again_however_often_a_hand_empties_it() {
     let (mut elector, mut server) = leading();
-    for emptied in [rec("", 0), rec("", 10), rec("", 0)] {
-        elector.sight(NOW + SECOND, wall(), lease(&emptied));
+    for (version, emptied) in [(101, rec("", 0)), (102, rec("", 10)), (103, rec("", 10))] {
+        elector.sight(NOW + SECOND, wall(), at(version, &emptied));
     }
     server.get = Some(lease(&rec("", 0)));
     assert_eq!(server.attempt(&mut elector, NOW + SECOND), Outcome::Won);
