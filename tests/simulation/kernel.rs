@@ -27,6 +27,9 @@ use crate::process::Life;
 use crate::record::{Fence, Kernel, Link, Scribe, Voice, What};
 use crate::wire::Wire;
 
+/// How long a step takes that hangs.
+pub const HANGS: Range<Duration> = Duration::from_secs(1)..Duration::from_secs(3);
+
 /// How unreliable a kernel is.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Trouble {
@@ -34,7 +37,7 @@ pub struct Trouble {
     pub takes: Range<Duration>,
     /// Share of steps that are refused.
     pub failed: f64,
-    /// Share of steps that take one to three seconds.
+    /// Share of steps that hang.
     pub hung: f64,
     /// Share of nftables transactions that are refused (ENOBUFS and the like).
     pub refused: f64,
@@ -196,8 +199,7 @@ impl Seam {
         let (takes, failed) = {
             let mut inner = self.kernel.inner.lock().unwrap();
             let Trouble { takes, failed, hung, .. } = inner.trouble.clone();
-            let takes =
-                if inner.rng.random_bool(hung) { Duration::from_secs(1)..Duration::from_secs(3) } else { takes };
+            let takes = if inner.rng.random_bool(hung) { HANGS } else { takes };
             (inner.rng.random_range(takes), inner.rng.random_bool(failed))
         };
         let this = self.clone();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::checker::{Kind, Objection, objection};
 use crate::clock::JIFFY;
-use crate::kernel::Trouble;
+use crate::kernel::{HANGS, Trouble};
 use crate::record::{Event, History, Hub, Kernel, Said, Voice, What};
 use crate::weather::Act;
 
@@ -62,14 +62,15 @@ struct Scene {
     kernels: BTreeMap<usize, Kernel>,
     hub: Hub,
     hub_away: bool,
-    /// Processes that stand still, are dead or end, and kernels that are in trouble.
+    /// Processes that stand still, are dead or end.
     dead: BTreeMap<usize, bool>,
-    troubled: BTreeMap<usize, bool>,
+    /// Until when kernels are in trouble: what hangs when it ends takes its time, and what comes after waits for it.
+    troubled: BTreeMap<usize, Duration>,
     frozen: BTreeMap<usize, bool>,
 }
 
 impl Scene {
-    fn enter(&mut self, what: &What) {
+    fn enter(&mut self, at: Duration, what: &What) {
         match what {
             What::Kernel { pod, state } => _ = self.kernels.insert(*pod, *state),
             What::Hub(hub) => self.hub = *hub,
@@ -81,11 +82,13 @@ impl Scene {
             What::Befell(Act::Freeze(pod)) => _ = self.frozen.insert(*pod, true),
             What::Befell(Act::Thaw(pod)) => _ = self.frozen.insert(*pod, false),
             What::Befell(Act::Kernel(pod, trouble)) => {
-                self.troubled.insert(*pod, *trouble != Trouble::default());
+                let over = if *trouble == Trouble::default() { at + HANGS.end } else { Duration::MAX };
+                self.troubled.insert(*pod, over);
             }
             What::Befell(Act::Hub(answers)) => self.hub_away = !answers,
             What::Phase(_) => {
-                (self.hub_away, self.frozen, self.troubled) = Default::default();
+                (self.hub_away, self.frozen) = Default::default();
+                self.troubled.values_mut().for_each(|over| *over = (*over).min(at + HANGS.end));
             }
             _ => {}
         }
@@ -96,7 +99,8 @@ impl Scene {
         let Hub { endpoint: Some(old), session: Some(successor) } = self.hub else { return None };
         let kernel = self.kernels.get(&successor)?;
         let is = |of: &BTreeMap<usize, bool>| of.get(&successor).copied().unwrap_or_default();
-        let able = !self.hub_away && !is(&self.dead) && !is(&self.frozen) && !is(&self.troubled);
+        let able = !self.hub_away && !is(&self.dead) && !is(&self.frozen);
+        let able = able && self.troubled.get(&successor).is_none_or(|over| *over <= at);
         let speaks = kernel.voice(at) == Voice::Free && kernel.link.is_some_and(|link| link.answered);
         let rises = self.kernels.get(&old).is_some_and(|kernel| kernel.voice(at) == Voice::Free);
         let until = kernel.changes().unwrap_or(Duration::MAX);
@@ -116,7 +120,7 @@ fn pulled_back(history: &History) -> Vec<Objection> {
             found.push(objection(from, Kind::PulledBack, words));
             since = None;
         }
-        scene.enter(what);
+        scene.enter(*at, what);
         since = match (scene.pulled_back(*at), since) {
             (Some((old, successor, until)), Some((from, before, other, _))) if (before, other) == (old, successor) => {
                 Some((from, old, successor, until))
