@@ -29,6 +29,10 @@ const KICK_KNOWING: Duration = Duration::from_millis(750);
 const SILENCE_ANSWERING: Duration = Duration::from_secs(5);
 /// The same for one that only sends WireGuard's own keepalives.
 const SILENCE_OTHERWISE: Duration = Duration::from_secs(15);
+/// The same for a session in which nothing came yet but the answer to its handshake. A hub that calls just then, and is
+/// answered by the peer before this one, goes on in a session that nobody has any more, while it hears all that is said
+/// in ours. Only once in a row: a hub that answers no probes has nothing to say before its keepalive.
+const SILENCE_UNCONFIRMED: Duration = Duration::from_secs(2);
 /// So many probes answered in a row make a hub one that answers.
 const ANSWERS_IN_A_ROW: u8 = 2;
 /// A session that was held is given up when the hub is not heard in it so long after the pod leads on.
@@ -86,6 +90,10 @@ pub(super) struct Pulse {
     /// Receive counter when the last probe left, until its answer's reading.
     probe_sent_at: Option<u64>,
     answers: u8,
+    /// Something came in the present session after its handshake.
+    confirmed: bool,
+    /// Nothing did in the one before.
+    unconfirmed_before: bool,
     /// The last probe was not answered, and nothing was heard since.
     unanswered: bool,
     given_up: bool,
@@ -93,7 +101,7 @@ pub(super) struct Pulse {
     resumed: Option<Moment>,
     insistence: Insistence,
     insist_wait: Duration,
-    /// The present peer was set for the second handshake: the first was answered.
+    /// The present peer was set to make sure of the hub: a handshake was answered just before.
     reassures: bool,
 }
 
@@ -117,6 +125,8 @@ impl Pulse {
         // Whether the hub answers probes is a trait of the hub and outlives the peer, unless its silence was a mistake:
         // then it is learned anew, lest a hub that stopped forwarding costs a handshake every 5 s.
         let answers = if self.given_up { 0 } else { self.answers };
+        let unconfirmed_before = self.given_up && self.answered() && !self.confirmed;
+        let makes_sure = unconfirmed_before && !self.unconfirmed_before;
         let insistence = match self.insistence {
             Insistence::Again => Insistence::Next { round: 1 },
             Insistence::Since { round, .. } => Insistence::Next { round },
@@ -133,8 +143,9 @@ impl Pulse {
             asked: now,
             round_trip: self.round_trip,
             answers,
+            unconfirmed_before,
             insistence,
-            reassures: self.insistence == Insistence::Again,
+            reassures: self.insistence == Insistence::Again || makes_sure,
             // The counters are the link's, and go on.
             stats: LinkStats { handshake_age: None, ..self.stats },
             ..Self::default()
@@ -149,6 +160,7 @@ impl Pulse {
             heard: now,
             stats,
             handshake,
+            confirmed: true,
             next_read: now + READ_AFTER_PROBE,
             next_probe: now,
             insistence: self.insistence,
@@ -239,6 +251,7 @@ impl Pulse {
             self.resumed = None;
             self.unanswered = false;
         }
+        self.confirmed |= grew && !first_answer;
         if first_answer {
             self.round_trip = Some(now.since(self.asked));
             self.next_probe = now;
@@ -266,7 +279,11 @@ impl Pulse {
                 self.next_probe = now;
             }
         }
-        let silence = if self.answers >= ANSWERS_IN_A_ROW { SILENCE_ANSWERING } else { SILENCE_OTHERWISE };
+        let silence = match () {
+            () if !self.confirmed && !self.unconfirmed_before => SILENCE_UNCONFIRMED,
+            () if self.answers >= ANSWERS_IN_A_ROW => SILENCE_ANSWERING,
+            () => SILENCE_OTHERWISE,
+        };
         if self.answered() && now.since(self.heard) >= silence {
             self.given_up = true;
         }

@@ -28,7 +28,7 @@ fn a_control_plane_that_is_away_costs_nothing() -> Result<()> {
         installed.cluster.sh(&["power", "control", "on"])?;
         installed.wait_serving()
     };
-    Trial::of(&format!("control plane off for {:?}", outage()), HANDED_OVER).at_most(2).run(disrupt, nothing)
+    Trial::of(&format!("control plane off for {:?}", outage()), HANDED_OVER).run(disrupt, nothing)
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_token_that_is_rotated_before_it_expires_costs_nothing() -> Result<()> {
         ensure!(!logs.contains("(401)"), "a pod was not known to the API server:\n{logs}");
         Ok(())
     };
-    Trial::of("ServiceAccount tokens rotated", HANDED_OVER).at_most(2).run(disrupt, nothing)
+    Trial::of("ServiceAccount tokens rotated", HANDED_OVER).run(disrupt, nothing)
 }
 
 fn put(installed: &Installed, pods: &[Pod], tokens: &[String]) -> Result<()> {
@@ -101,5 +101,5 @@ fn pods_whose_tokens_expire_serve_on_and_lead_again_with_the_next() -> Result<()
         put(installed, &pods, &own)?;
         until("a renewal", REREAD, || Ok((installed.renewed()? != renewed).then_some(())))
     };
-    Trial::of("all ServiceAccount tokens expired, later replaced", TAKEN_OVER).at_most(2).run(disrupt, nothing)
+    Trial::of("all ServiceAccount tokens expired, later replaced", TAKEN_OVER).run(disrupt, nothing)
 }

@@ -52,12 +52,6 @@ impl Trial {
         self
     }
 
-    /// Takes minutes: measured this often at most.
-    pub fn at_most(mut self, runs: u32) -> Self {
-        self.runs = self.runs.min(runs);
-        self
-    }
-
     /// Lets it happen to one installation, run after run. Afterwards `mend` puts right what the cluster does not by itself;
     /// each time the client is served again in the end.
     pub fn run(&self, disrupt: Disruption, mend: Disruption) -> Result<()> {

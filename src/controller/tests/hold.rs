@@ -245,7 +245,7 @@ fn sent(before: Before) -> Vec<(u128, &'static str)> {
     sent_at(before, Duration::from_millis(10))
 }
 
-/// The same where the hub answers the last handshake after a round trip.
+/// The same where the hub answers the last handshake, and each probe, after a round trip.
 fn sent_at(before: Before, round_trip: Duration) -> Vec<(u128, &'static str)> {
     sent_knowing(before, round_trip, None)
 }
@@ -269,8 +269,14 @@ fn sent_knowing(before: Before, round_trip: Duration, told: Option<Duration>) ->
                 if let Step::SetPeer(_) | Step::Kick(_) = step {
                     asked = now;
                 }
-                let stats = outcome(&step, now.since(asked) >= round_trip);
-                controller.done(&step, stats, now);
+                let mut outcome = outcome(&step, now.since(asked) >= round_trip);
+                if let Outcome::Stats(stats) = &mut outcome {
+                    let probed = |(at_ms, step): &&(u128, &str)| {
+                        *step == "probe" && now.since_boot().as_millis() >= at_ms + round_trip.as_millis()
+                    };
+                    stats.received += 32 * sent.iter().filter(probed).count() as u64;
+                }
+                controller.done(&step, outcome, now);
                 if controller.serves(now) {
                     let since = served.get_or_insert(now);
                     assert!(*since >= at(0) + round_trip, "served before the hub's first answer, at {since:?}");

@@ -93,6 +93,38 @@ fn a_hub_that_never_answered_probes_gets_longer() {
     assert!(fresh > at(35_000) && fresh <= at(37_000), "{fresh:?}");
 }
 
+/// Runs a leader whose hub answers each handshake, and says no more; gives when the peer was made fresh.
+fn fresh_peers_of_a_mute_hub() -> Vec<Moment> {
+    let mut controller = leader();
+    let (mut now, mut set, mut received, mut fresh) = (at(10), at(10), 92, vec![]);
+    controller.handle(leading(at(600_000)), now);
+    while now < at(60_000) {
+        match controller.next(now) {
+            Next::Do(step) => {
+                if let Step::SetPeer(_) = step {
+                    fresh.push(now);
+                    (set, received) = (now, received + 92);
+                }
+                let stats = LinkStats { handshake_age: Some(now.since(set)), received, sent: 0 };
+                let outcome = if step == Step::Inspect { Outcome::Stats(stats) } else { outcome(&step, true) };
+                controller.done(&step, outcome, now);
+            }
+            Next::WaitUntil(then) => now = then,
+            Next::Finished => panic!("not asked to stop"),
+        }
+    }
+    fresh
+}
+
+/// It may be going on in a session that the peer before this one began with it, and hear ours.
+#[test]
+fn a_session_in_which_nothing_ever_came_is_replaced_soon_but_only_once_in_a_row() {
+    let [first, second, third, ..] = fresh_peers_of_a_mute_hub()[..] else { panic!("three at least") };
+    assert!(first <= at(4_000), "{first:?}");
+    assert!((15..=18).contains(&second.since(first).as_secs()), "{second:?}");
+    assert!((15..=18).contains(&third.since(second).as_secs()), "{third:?}");
+}
+
 #[test]
 fn a_hub_whose_answers_get_lost_now_and_then_is_not_taken_for_silent() {
     let mut controller = leader();
