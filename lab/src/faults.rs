@@ -235,6 +235,14 @@ impl Fault {
     pub fn is_without_api(self) -> bool {
         matches!(self, Self::ApiDown | Self::ApiSilent)
     }
+
+    /// Does one of the two take the fence from a pod that the other keeps from putting it back? Then nothing is promised
+    /// (docs/proof.md, "What it rests on").
+    pub fn unguards(self, other: Self) -> bool {
+        let stands_still = |fault| matches!(fault, Self::Freeze(_) | Self::Suspend(_));
+        let fence = Self::Deleted(Ours::Fence);
+        (stands_still(self) && other == fence) || (self == fence && stands_still(other))
+    }
 }
 
 impl fmt::Display for Fault {

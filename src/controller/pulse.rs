@@ -279,15 +279,21 @@ impl Pulse {
                 self.next_probe = now;
             }
         }
-        let silence = match () {
-            () if !self.confirmed && !self.unconfirmed_before => SILENCE_UNCONFIRMED,
-            () if self.answers >= ANSWERS_IN_A_ROW => SILENCE_ANSWERING,
-            () => SILENCE_OTHERWISE,
-        };
-        if self.answered() && now.since(self.heard) >= silence {
+        if self.answered() && now.since(self.heard) >= self.patience() {
             self.given_up = true;
         }
         self.next_read = now + self.read_every(now);
+    }
+
+    /// A session in which nothing is heard for so long is given up.
+    fn patience(&self) -> Duration {
+        if !self.confirmed && !self.unconfirmed_before {
+            SILENCE_UNCONFIRMED
+        } else if self.answers >= ANSWERS_IN_A_ROW {
+            SILENCE_ANSWERING
+        } else {
+            SILENCE_OTHERWISE
+        }
     }
 
     fn read_every(&self, now: Moment) -> Duration {

@@ -20,7 +20,7 @@ crate::scenarios!(
     a_clock_that_differs_is_measured_and_told,
 );
 
-fn told(world: &World, event: &str) -> Result<()> {
+pub(crate) fn told(world: &World, event: &str) -> Result<()> {
     until(&format!("the Event {event}"), LATER, || {
         let events = world.events()?;
         anyhow::ensure!(events.iter().any(|told| told == event), "told so far: {events:?}");

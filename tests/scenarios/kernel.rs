@@ -11,6 +11,8 @@ use lab::recorder::{Heard, Message};
 use lab::takeover::{Takeover, milliseconds};
 use lab::{World, WorldSpec, gaps, play};
 
+use crate::clocks::leave_as_if_ahead;
+use crate::events::told;
 use crate::hold::{becomes, expect_no_word_of_its_own, pass};
 use crate::{LATER, LEASE, expect_silence, stands_by, steady};
 
@@ -98,6 +100,29 @@ fn a_killed_leader_that_nobody_replaces_answers_on_when_its_session_is_over() ->
         expect_no_word_of_its_own(world, leader, event + LEASE, end)?;
         let answered = |h: &Heard| !h.outgoing && h.at > event + LEASE && h.kind == Message::Response;
         assert!(world.hubs[0].heard().iter().any(answered), "the session did not end: this test proves nothing");
+        Ok(())
+    })
+}
+
+/// The kernel stamps its handshakes by the wall clock, and nothing else can: docs/operations.md, "No handshake".
+#[test]
+#[ignore = "needs root and kernel WireGuard"]
+fn a_successor_whose_clock_is_behind_is_refused_by_the_hub_until_its_clock_is_past_and_says_so() -> Result<()> {
+    const AHEAD: Duration = Duration::from_secs(60);
+    play(spec(2, &[]).stranger("a handshake of the dead leader's, with its stamp"), |world| {
+        let (probe, leader) = steady(world)?;
+        let killed = world.sidecar(leader)?.sigkill()?;
+        leave_as_if_ahead(world, AHEAD)?;
+        let next = world.wait_leader(0, Some(leader), LEASE + LATER)?;
+        for event in ["ClockSkew", "NoHandshake"] {
+            told(world, &format!("{event} Pod/{}", world.sidecar(next)?.pod))?;
+        }
+        assert!(now() < killed + AHEAD, "the clocks have caught up already");
+        probe.steady_since(killed + AHEAD, 100, LATER)?;
+        let gap = probe.gap_since(killed).length();
+        eprintln!("killed {AHEAD:?} ahead: longest silence {:.1} ms", milliseconds(gap));
+        // From the forged handshake on the hub sends to nobody who can read it.
+        assert!(gap > AHEAD - 2 * LEASE, "the hub never refused: nothing was shown");
         Ok(())
     })
 }

@@ -30,7 +30,7 @@ pub fn pair(seed: u64) -> Pair {
     };
     let first = choose();
     let mut second = choose();
-    while std::mem::discriminant(&first) == std::mem::discriminant(&second) {
+    while std::mem::discriminant(&first) == std::mem::discriminant(&second) || first.unguards(second) {
         second = choose();
     }
     // While nobody gets an answer, the lab cannot meddle with objects either.
@@ -65,6 +65,7 @@ mod tests {
             assert!(is_drawn_anew || names.contains(&fault.to_string()), "{fault}");
         }
         assert!(pairs.iter().all(|pair| pair.first.to_string() != pair.second.to_string()));
+        assert!(!pairs.iter().any(|pair| pair.first.unguards(pair.second)));
         assert!(pairs.iter().all(|pair| !pair.first.is_without_api() || pair.second.is_without_api()));
     }
 }
