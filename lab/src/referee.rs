@@ -22,7 +22,8 @@ use crate::record::{Entry, Message, Packet, Record, Speaker, What};
 /// a millisecond to the hub. The rest is for a machine with other work.
 pub const IN_FLIGHT: Duration = Duration::from_millis(10);
 
-/// How long the hub may send to one whose turn is over, after it has heard the successor.
+/// How long the hub may send to one whose turn is over, after it has heard the successor. A round trip of the lab's own comes on
+/// top: so long a handshake takes, and before it is complete the successor has nothing to say by which it would keep the hub.
 pub const RETURN: Duration = Duration::from_millis(300);
 
 /// How long a holder may answer after the hub's last word to it.
@@ -310,7 +311,7 @@ impl Tunnel {
     fn close_return(&mut self, at: Duration) {
         let (Some(back), Some(turn)) = (self.back.take(), self.turns.last()) else { return };
         let to = back.over.unwrap_or(at).max(back.last);
-        let long = to - back.from > RETURN + self.detour;
+        let long = to - back.from > RETURN + 2 * self.detour;
         self.returns.push(Return {
             tunnel: self.number,
             turn: turn.who,

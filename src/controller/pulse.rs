@@ -42,9 +42,11 @@ const RESUMED: Duration = READ_AFTER_PROBE;
 const INSIST_AT_FIRST: Duration = Duration::from_millis(2);
 /// then at waits that grow from the first to the second of these,
 const INSIST_EVERY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(50));
-/// for so long after the first handshake and after the second. The second makes the hub forget the predecessor's
-/// session: after one the predecessor pulled the hub back each time, after two never (docs/decisions.md).
+/// for so long after the first handshake, and a round trip more, and after the second. The second makes the hub forget the
+/// predecessor's session: after one the predecessor pulled the hub back each time, after two never (docs/decisions.md).
 const INSIST_FOR: [Duration; 2] = [Duration::from_millis(30), Duration::from_millis(1500)];
+/// That round trip is no longer than this: what silences the predecessor does so for two seconds.
+const FARTHEST: Duration = Duration::from_secs(1);
 /// The first wait before a handshake is kicked there: the hub's answer may have gone to the predecessor.
 const KICK_INSISTING: Duration = Duration::from_millis(100);
 /// The same where the hub is known to be near.
@@ -261,7 +263,7 @@ impl Pulse {
             }
         }
         if let Insistence::Since { round, handshake } = self.insistence
-            && INSIST_FOR.get(round).is_none_or(|length| now.since(handshake) >= *length)
+            && now.since(handshake) >= self.insist_for(round)
         {
             self.insistence = if round == 0 { Insistence::Again } else { Insistence::Needless };
         }
@@ -283,6 +285,13 @@ impl Pulse {
             self.given_up = true;
         }
         self.next_read = now + self.read_every(now);
+    }
+
+    /// The hub's answer to the second handshake would go to the predecessor, if one of that one's came in just then: it has
+    /// to be silent before, which takes the hub's first packet in our session and the way back.
+    fn insist_for(&self, round: usize) -> Duration {
+        let silenced = if round == 0 { self.round_trip.unwrap_or_default().min(FARTHEST) } else { Duration::ZERO };
+        INSIST_FOR.get(round).map_or(Duration::ZERO, |length| *length + silenced)
     }
 
     /// A session in which nothing is heard for so long is given up.

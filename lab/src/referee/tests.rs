@@ -133,6 +133,10 @@ fn the_hub_may_go_back_for_300_ms_and_no_longer() {
     expect(&after(&format!("{turn} {long}")), went_on, went_on);
     // The successor was heard, and the hub did not heed it.
     expect(&after(&format!("{turn} 925:1d 926:<1d 1000:2d 1300:<1d 1301:<2d")), went_on, went_on);
+    // A handshake takes a round trip.
+    let mut slow = record(true, &after(&format!("{turn} {long}")));
+    slow.detour = Duration::from_millis(1);
+    assert!(!judge(&slow).faults().iter().any(|fault| fault.contains(went_on)));
     // Two short ones are not a long one.
     let two = "925:1d 926:<1d@2 950:2d 2000:1d 2001:<1d@2 2050:2d 2051:<2d";
     expect(&after(&format!("{turn} {two}")), "its turn was over", "");

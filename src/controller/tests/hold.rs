@@ -339,6 +339,19 @@ fn a_successor_that_was_told_the_round_trip_kicks_no_handshake_that_is_under_way
     assert!(kicks(Some(near)) < 60 && kicks(None) >= 100);
 }
 
+/// Else an answer of that one's, just when the hub answers, has the hub answer it.
+#[test]
+fn the_second_handshake_waits_until_the_predecessor_is_silent_and_its_last_answers_are_in() {
+    for round_trip in [1, 30, 100, 280, 500] {
+        let length = Duration::from_millis(round_trip);
+        let sent = sent_knowing(Before::Other, length, Some(length));
+        let handshakes: Vec<_> = sent.iter().filter(|(_, step)| *step == "set-peer").map(|(at, _)| *at).collect();
+        let silent = 2 * u128::from(round_trip);
+        assert_eq!(handshakes.len(), 2, "{round_trip} ms: {handshakes:?}");
+        assert!((silent + 30..silent + 90).contains(&handshakes[1]), "{round_trip} ms: {handshakes:?}");
+    }
+}
+
 #[test]
 fn the_second_handshake_is_given_the_time_that_the_first_took() {
     for round_trip in [100, 280, 500] {
