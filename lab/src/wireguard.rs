@@ -114,10 +114,12 @@ impl Wireguard {
             Some(process) => {
                 process.expect_running()?;
                 let mut command = Command::new("nsenter");
-                // `wg` finds wireguard-go by its socket in that process's own /run.
+                // `wg` finds wireguard-go by its socket in that process's own /run. Its root is that of the mounts only where
+                // nobody changed it (chroot, as in the virtual machine).
                 command
                     .arg(format!("--net={}", self.netns.path()))
-                    .arg(format!("--mount=/proc/{}/ns/mnt", process.id()));
+                    .arg(format!("--mount=/proc/{}/ns/mnt", process.id()))
+                    .arg(format!("--root=/proc/{}/root", process.id()));
                 command.args(["--", "wg"]);
                 command
             }
