@@ -44,7 +44,7 @@ const INSIST_AT_FIRST: Duration = Duration::from_millis(2);
 const INSIST_EVERY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(50));
 /// for so long after the first handshake, and a round trip more, and after the second. The second makes the hub forget the
 /// predecessor's session: after one the predecessor pulled the hub back each time, after two never (docs/decisions.md).
-const INSIST_FOR: [Duration; 2] = [Duration::from_millis(30), Duration::from_millis(1500)];
+const INSIST_FOR: (Duration, Duration) = (Duration::from_millis(30), Duration::from_millis(1500));
 /// That round trip is no longer than this: what silences the predecessor does so for two seconds.
 const FARTHEST: Duration = Duration::from_secs(1);
 /// The first wait before a handshake is kicked there: the hub's answer may have gone to the predecessor.
@@ -290,8 +290,8 @@ impl Pulse {
     /// The hub's answer to the second handshake would go to the predecessor, if one of that one's came in just then: it has
     /// to be silent before, which takes the hub's first packet in our session and the way back.
     fn insist_for(&self, round: usize) -> Duration {
-        let silenced = if round == 0 { self.round_trip.unwrap_or_default().min(FARTHEST) } else { Duration::ZERO };
-        INSIST_FOR.get(round).map_or(Duration::ZERO, |length| *length + silenced)
+        let round_trip = self.round_trip.unwrap_or_default().min(FARTHEST);
+        if round == 0 { INSIST_FOR.0 + round_trip } else { INSIST_FOR.1 }
     }
 
     /// A session in which nothing is heard for so long is given up.

@@ -36,13 +36,12 @@ pub struct Trial {
     name: String,
     bound: Duration,
     datagrams: ProbeKind,
-    runs: u32,
 }
 
 impl Trial {
     /// Measured with datagrams of one flow. The client may never lose more than `bound`.
     pub fn of(name: &str, bound: Duration) -> Self {
-        Self { name: name.to_owned(), bound, datagrams: ProbeKind::UdpFlow, runs: runs() }
+        Self { name: name.to_owned(), bound, datagrams: ProbeKind::UdpFlow }
     }
 
     /// Measured with datagrams of a flow each: where a backend is lost with the leader, a flow that it serves tells more of
@@ -58,7 +57,7 @@ impl Trial {
         Installed::play(&[], |installed| {
             let client = &installed.cluster.client.netns;
             let (mut udp_gaps, mut tcp_gaps) = (Vec::new(), Vec::new());
-            for _ in 0..self.runs {
+            for _ in 0..runs() {
                 let udp = Probe::start(client, installed.web(), self.datagrams)?;
                 let tcp = Probe::start(client, installed.web(), ProbeKind::TcpAsk)?;
                 let steady = |since: Instant| {

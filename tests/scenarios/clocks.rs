@@ -23,26 +23,26 @@ crate::scenarios!(
 );
 
 /// So far is the clock of the leader that dies ahead of all others.
-const AHEAD: Duration = Duration::from_secs(60);
+pub(crate) const AHEAD: Duration = Duration::from_secs(60);
 
 fn lease(world: &World) -> Result<Value> {
     Ok(world.kube.get(Resource::Lease, NAMESPACE, &world.spec.tunnels[0].lease())?)
 }
 
-/// Leaves hub and Lease as a leader does that dies and whose clock was ahead, by more than a lease.
-pub(crate) fn leave_as_if_ahead(world: &World, ahead: Duration) -> Result<()> {
+/// Leaves hub and Lease as a leader does that dies and whose clock was ahead.
+pub(crate) fn leave_as_if_ahead(world: &World) -> Result<()> {
     let (tunnel, hub) = (&world.spec.tunnels[0], &world.hubs[0]);
     let shake = |time: Duration, within| {
         let hub = hub.public(hub.port).into();
         Initiation::stamped(tunnel, time)?.send(&world.topology.backends[0], hub, within)
     };
     let time = Duration::try_from(jiff::Timestamp::now().as_duration())?;
-    ensure!(shake(time + ahead, SOON)?, "the hub did not answer a handshake that was later than all before it");
-    ensure!(!shake(time + ahead - LEASE, SETTLE)?, "the hub answered a handshake that was older than the last");
+    ensure!(shake(time + AHEAD, SOON)?, "the hub did not answer a handshake that was later than all before it");
+    ensure!(!shake(time + AHEAD - LEASE, SETTLE)?, "the hub answered a handshake that was older than the last");
     until("its last renewal", SOON, || {
         let mut lease = lease(world)?;
         let renewed: jiff::Timestamp = lease["spec"]["renewTime"].as_str().context("never renewed")?.parse()?;
-        lease["spec"]["renewTime"] = format!("{:.6}", renewed + ahead).into();
+        lease["spec"]["renewTime"] = format!("{:.6}", renewed + AHEAD).into();
         Ok(world.kube.replace(Resource::Lease, lease).ok())
     })?;
     Ok(())
@@ -82,7 +82,7 @@ fn a_successor_whose_clock_is_a_minute_behind_is_answered_as_soon_as_any(api: Ki
     play(spec.stranger("a handshake of the dead leader's, with its stamp"), |world| {
         let (probe, first) = steady(world)?;
         let killed = world.sidecar(first)?.sigkill()?;
-        leave_as_if_ahead(world, AHEAD)?;
+        leave_as_if_ahead(world)?;
         let takeover = Takeover::measure(world, 0, &probe, first, killed, LEASE + LATER)?;
         eprintln!("killed, a minute ahead: {takeover}");
 

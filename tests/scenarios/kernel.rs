@@ -11,7 +11,7 @@ use lab::recorder::{Heard, Message};
 use lab::takeover::{Takeover, milliseconds};
 use lab::{World, WorldSpec, gaps, play};
 
-use crate::clocks::leave_as_if_ahead;
+use crate::clocks::{AHEAD, leave_as_if_ahead};
 use crate::events::told;
 use crate::hold::{becomes, expect_no_word_of_its_own, pass};
 use crate::{LATER, LEASE, expect_silence, stands_by, steady};
@@ -109,11 +109,10 @@ fn a_killed_leader_that_nobody_replaces_answers_on_when_its_session_is_over() ->
 #[test]
 #[ignore = "needs root and kernel WireGuard"]
 fn a_successor_whose_clock_is_behind_says_so_and_has_the_hub_when_its_clock_is_past() -> Result<()> {
-    const AHEAD: Duration = Duration::from_secs(60);
     play(spec(2, &[]).stranger("a handshake of the dead leader's, with its stamp"), |world| {
         let (probe, leader) = steady(world)?;
         let killed = world.sidecar(leader)?.sigkill()?;
-        leave_as_if_ahead(world, AHEAD)?;
+        leave_as_if_ahead(world)?;
         let next = world.wait_leader(0, Some(leader), LEASE + LATER)?;
         for event in ["ClockSkew", "NoHandshake"] {
             told(world, &format!("{event} Pod/{}", world.sidecar(next)?.pod))?;
