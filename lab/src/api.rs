@@ -37,6 +37,7 @@ pub use self::kube::{Kube, Refused};
 use self::real::Real;
 pub use self::resource::Resource;
 use self::serve::Server;
+use crate::clock::{now, paced};
 use crate::netns::Netns;
 
 /// Which API server.
@@ -222,18 +223,29 @@ impl ApiServer {
     }
 
     fn await_ready(&self) -> Result<()> {
-        let kube = self.kube();
-        let tries = real::PATIENCE.as_millis() / 50;
-        for _ in 0..tries {
+        let deadline = now() + paced(real::PATIENCE);
+        loop {
             self.expect_running()?;
-            // The real one answers before it has made its first namespaces.
-            let fresh = matches!(self.backend, Backend::Embedded(_)) && kube.list(Resource::Namespace, "").is_ok();
-            if fresh || kube.get(Resource::Namespace, "", "default").is_ok() {
-                return Ok(());
+            match self.ready() {
+                Ok(()) => return Ok(()),
+                Err(refused) if now() >= deadline => {
+                    bail!("the API server on {} did not get ready within {:?}: {refused}", self.address, real::PATIENCE)
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
             }
-            std::thread::sleep(Duration::from_millis(50));
         }
-        bail!("the API server on {} did not get ready within {:?}", self.address, real::PATIENCE)
+    }
+
+    /// The real one answers before it has made its first namespaces, and before it knows which addresses it may give:
+    /// then each is taken ("range is full"). What is asked for in a dry run stays nobody's.
+    fn ready(&self) -> Result<(), Refused> {
+        let kube = self.kube();
+        if let Backend::Embedded(_) = self.backend {
+            return kube.list(Resource::Namespace, "").map(drop);
+        }
+        let service = json!({ "metadata": { "generateName": "ready-" }, "spec": { "ports": [{ "port": 1 }] } });
+        let path = format!("{}?dryRun=All", Resource::Service.path("default", None));
+        kube.request("POST", &path, Some(("application/json", service))).map(drop)
     }
 
     /// What a cluster has before anybody installs anything, and the sidecar's rights.

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::clock::until;
 use crate::netns::Netns;
@@ -85,6 +85,12 @@ impl Wireguard {
         let rival = Self::start(netns, "rival", WireguardKind::available(netns)?, &config, processes)?;
         netns.ip(&["link set rival up"])?;
         Ok(rival)
+    }
+
+    /// Has its peer ever answered it?
+    pub fn shook_hands(&self) -> Result<bool> {
+        let told = self.wg(&["show", self.link, "latest-handshakes"], None)?;
+        Ok(told.split_whitespace().nth(1).context("it has no peer")? != "0")
     }
 
     /// Waits until wireguard-go listens on its control socket: `wg` takes one that is bound, but does not listen yet, for
