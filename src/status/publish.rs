@@ -132,14 +132,18 @@ async fn write(
     settled: watch::Sender<Settled>,
 ) {
     let mut tried: BTreeMap<ObjectName, Tried> = BTreeMap::new();
+    let mut failing = Failing::default();
     let mut backoff = Backoff::default();
     loop {
         let known = inputs.borrow_and_update().clone();
         let Wanted { generation, publications } = wanted.borrow_and_update().clone();
         let mut unwritten = BTreeSet::new();
-        let mut failed = false;
+        let (mut failed, mut again) = (false, false);
         tried.retain(|name, _| known.service(name).is_some());
-        for service in known.services() {
+        failing.retain(|name| known.service(name).is_some());
+        let mut services: Vec<_> = known.services().iter().collect();
+        services.sort_by_key(|service| failing.turn(&service.name));
+        for service in services {
             let Some((ingress, asking)) = publications.merge(service) else {
                 // Right by what is known; but what is known may be older than what we have written ourselves.
                 let stale = |before: &&Tried| before.moved_on && before.version == service.resource_version;
@@ -170,6 +174,7 @@ async fn write(
             match store.patch(&service.name, patch).await {
                 Ok(new) => {
                     backoff.reset();
+                    failing.over(&service.name);
                     tracing::info!(service = %service.name, entries = ingress.len(), "Service status written");
                     let moved_on = new != version;
                     tried.insert(service.name.clone(), Tried { version, ingress, asking, moved_on, written: true });
@@ -188,15 +193,22 @@ async fn write(
                     tried.insert(service.name.clone(), refused);
                 }
                 Err(error) => {
-                    tracing::debug!(service = %service.name, error = %crate::api::chain(&error), "Service status not written");
                     unwritten.extend(asking);
-                    failed = true;
+                    again = true;
+                    // Most likely the next call would fail as well, unless it is this object alone that is refused.
+                    failed = !is_of_the_object(&error) || !failing.begins(&service.name);
+                    let error = crate::api::chain(&error);
+                    if failed {
+                        tracing::debug!(service = %service.name, %error, "Service status not written");
+                    } else {
+                        tracing::warn!(service = %service.name, %error, "Service status not written; it is tried again");
+                    }
                 }
             }
         }
         let unwritten = known.services.is_some().then_some(unwritten);
         settled.send_replace(Settled { generation, unwritten });
-        if failed {
+        if again {
             // Not cut short by changes: they must not turn the waits into a storm.
             tokio::time::sleep(backoff.wait()).await;
             if wanted.has_changed().is_err() || inputs.has_changed().is_err() {
@@ -209,6 +221,40 @@ async fn write(
             changed = wanted.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// Services whose status is refused for now, e.g. by an admission webhook: they come after all others, and of them the one
+/// that was tried longest ago comes first. So none of them keeps another waiting.
+#[derive(Default)]
+struct Failing {
+    turns: BTreeMap<ObjectName, u64>,
+    last: u64,
+}
+
+impl Failing {
+    /// By which the Services of a round are ordered.
+    fn turn(&self, name: &ObjectName) -> u64 {
+        self.turns.get(name).copied().unwrap_or_default()
+    }
+
+    /// It was refused just now. Is that new?
+    fn begins(&mut self, name: &ObjectName) -> bool {
+        self.last += 1;
+        self.turns.insert(name.clone(), self.last).is_none()
+    }
+
+    fn over(&mut self, name: &ObjectName) {
+        self.turns.remove(name);
+    }
+
+    fn retain(&mut self, mut there: impl FnMut(&ObjectName) -> bool) {
+        self.turns.retain(|name, _| there(name));
+    }
+}
+
+/// Was there an answer, and one that need not be the same for other objects?
+fn is_of_the_object(error: &CallError) -> bool {
+    error.code().is_some_and(|code| !matches!(code, 401 | 429 | 503 | 504))
 }
 
 fn stale<T>(receiver: &watch::Receiver<T>) -> bool {

@@ -198,3 +198,48 @@ async fn nothing_is_settled_while_what_was_written_has_not_been_seen() {
     publisher.settled(&wg0()).await;
     assert_eq!(fake.addresses(), [""; 0]);
 }
+
+/// Takes every status but those of the Services in namespace `strict`, as an admission webhook may.
+#[derive(Clone, Default)]
+struct Webhook {
+    asked: Arc<Mutex<Vec<String>>>,
+    lenient: Arc<Mutex<bool>>,
+}
+
+impl StatusStore for Webhook {
+    async fn patch(&self, name: &ObjectName, _: Value) -> Result<String, CallError> {
+        self.asked.lock().unwrap().push(name.to_string());
+        if name.namespace == "strict" && !*self.lenient.lock().unwrap() {
+            let status = Status { code: 403, ..Status::failure("denied by a webhook", "Forbidden") };
+            return Err(CallError::Failed(kube::Error::Api(status.boxed())));
+        }
+        Ok("2".to_owned())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn services_whose_status_is_refused_keep_no_other_and_not_each_other_waiting() {
+    let names = [("strict", "a"), ("strict", "b"), ("web", "c"), ("web", "d")];
+    let names = names.map(|(namespace, name)| ObjectName::new(namespace, name));
+    let service = |name: &ObjectName| {
+        let object = json!({
+            "metadata": {"name": name.name, "namespace": name.namespace, "resourceVersion": "1"},
+            "spec": {"type": "LoadBalancer"},
+        });
+        Arc::new(Service::slim(&serde_json::from_value(object).unwrap()).unwrap())
+    };
+    let inputs = Inputs { services: Some(names.iter().map(service).collect()), ..Inputs::default() };
+    let (_inputs, receiver) = watch::channel(Arc::new(inputs));
+    let webhook = Webhook::default();
+    let publisher = Publisher::spawn(webhook.clone(), receiver);
+    let services = Arc::new(names.into_iter().collect());
+    publisher.set(&wg0(), Publication { services, ..publication(Role::Serving, false) });
+    idle().await;
+    assert_eq!(*webhook.asked.lock().unwrap(), ["strict/a", "strict/b", "web/c", "web/d"], "each in the first round");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let asked = webhook.asked.lock().unwrap().split_off(4);
+    assert!(asked.chunks(2).all(|pair| pair[0] == "strict/a"), "by turns: {asked:?}");
+    assert!((8..30).contains(&asked.len()), "one a round: {asked:?}");
+    *webhook.lenient.lock().unwrap() = true;
+    tokio::time::timeout(Duration::from_secs(2), publisher.settled(&wg0())).await.expect("both once they are taken");
+}
