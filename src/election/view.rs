@@ -36,12 +36,15 @@ pub(super) struct View {
     transitions: Option<i32>,
     /// No read has succeeded since `last_read`, though one was tried.
     blind: bool,
+    /// The newest object that was known when the last read left.
+    asked: Option<Lease>,
 }
 
 impl View {
     pub(super) fn new(identity: String) -> Self {
         let (observed, guard, missing_since, last_read) = (None, None, None, None);
-        Self { identity, observed, guard, missing_since, last_read, term: None, transitions: None, blind: false }
+        let (term, transitions, blind, asked) = (None, None, false, None);
+        Self { identity, observed, guard, missing_since, last_read, term, transitions, blind, asked }
     }
 
     pub(super) fn identity(&self) -> &str {
@@ -68,6 +71,24 @@ impl View {
     /// The holder; `None` if there is no Lease or the API is away.
     pub(super) fn holder(&self) -> Option<&str> {
         self.record().filter(|_| !self.blind).map(|r| r.holder.as_str())
+    }
+
+    /// A read leaves.
+    pub(super) fn asks(&mut self) {
+        self.asked = self.observed.as_ref().map(|o| o.lease.clone());
+    }
+
+    /// A read is answered by this Lease. One that is older than what was known before the question is no late one: the store
+    /// was put back (etcd restored from a backup), and what is known of it never was. Whoever held it since may still speak
+    /// for a term.
+    pub(super) fn answered(&mut self, now: Moment, lease: &Lease) {
+        if !self.asked.take().is_some_and(|asked| older(lease, &asked)) {
+            return;
+        }
+        if let Some(old) = &mut self.observed {
+            old.lease.metadata.resource_version = None;
+        }
+        self.guard_for_a_term(now);
     }
 
     /// A read has failed.

@@ -383,6 +383,51 @@ fn what_a_watch_shows_late_is_no_news() {
     assert!(elector.tenure().is_none());
 }
 
+/// Its data were restored from a backup, and what was known of the Lease never was.
+#[test]
+fn a_lease_that_a_read_finds_older_than_before_the_question_is_followed_after_a_term() {
+    let other = Record { transitions: 3, ..rec("bing", 10) };
+    let mut elector = baz();
+    elector.sight(NOW, wall(), at(1000, &Record { transitions: 7, ..rec("bang", 10) }));
+    let read = NOW + 11 * SECOND;
+    assert_eq!(elector.next(read, wall()), Request::Get);
+    assert_eq!(elector.answer(read, wall(), Ok(at(500, &other))), Verdict::Done(Outcome::Held));
+    assert_eq!(elector.holder(), Some("bing"));
+    assert_eq!(elector.next(read + 9 * SECOND, wall()), Request::Get);
+    assert_eq!(elector.answer(read + 9 * SECOND, wall(), Ok(at(500, &other))), Verdict::Done(Outcome::Held));
+    assert_eq!(elector.next(read + 10 * SECOND, wall()), Request::Get);
+    let verdict = elector.answer(read + 10 * SECOND, wall(), Ok(at(500, &other)));
+    let Verdict::Continue(Request::Replace(last, record)) = verdict else { panic!("{verdict:?}") };
+    assert_eq!(last.metadata.resource_version.as_deref(), Some("500"));
+    assert_eq!((record.holder.as_str(), record.transitions), ("baz", 8));
+
+    // A leader that finds its own earlier Lease leads on; one that finds another's is silent, and waits like the others.
+    for (found, outcome) in [(rec("baz", 10), Outcome::Won), (rec("bing", 10), Outcome::Held)] {
+        let mut server = Server::default();
+        let mut elector = baz();
+        elector.sight(NOW, wall(), at(999, &rec("", 1)));
+        assert_eq!(server.attempt(&mut elector, NOW), Outcome::Won);
+        elector.sight(NOW, wall(), at(1000, server.written.last().unwrap()));
+        assert!(matches!(elector.next(NOW + SECOND, wall()), Request::Replace(..)));
+        let verdict = elector.answer(NOW + SECOND, wall(), Err(&StoreError::Conflict));
+        assert_eq!(verdict, Verdict::Continue(Request::Get));
+        let mut server = Server { get: Some(at(500, &found)), ..Server::default() };
+        assert_eq!(server.converse(&mut elector, NOW + SECOND, Request::Get), outcome, "{found:?}");
+        assert_eq!(elector.tenure().is_some(), outcome == Outcome::Won);
+    }
+}
+
+/// An answer that a watch has overtaken is no sign of that.
+#[test]
+fn a_read_that_was_overtaken_by_the_watch_is_no_news() {
+    let mut elector = baz();
+    elector.sight(NOW, wall(), at(100, &rec("bing", 10)));
+    assert_eq!(elector.next(NOW + 11 * SECOND, wall()), Request::Get);
+    elector.sight(NOW + 11 * SECOND, wall(), at(102, &rec("bang", 10)));
+    elector.answer(NOW + 11 * SECOND, wall(), Ok(at(101, &rec("", 1))));
+    assert_eq!(elector.holder(), Some("bang"));
+}
+
 #[test]
 fn only_our_own_lease_is_given_back() {
     let (mut elector, mut server) = leading();

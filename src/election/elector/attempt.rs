@@ -96,6 +96,7 @@ impl Elector {
     pub fn release(&mut self) -> Request {
         self.stand_down();
         self.step = Step::ReleaseGetting;
+        self.view.asks();
         Request::Get
     }
 
@@ -113,6 +114,7 @@ impl Elector {
                 Verdict::Done(Outcome::Failed)
             }
             (Step::Getting { started }, Ok(lease)) => {
+                self.view.answered(now, &lease);
                 self.absorb(now, lease);
                 if self.view.held_until() > started || (led && self.tenure.is_none()) {
                     return Verdict::Done(Outcome::Held);
@@ -159,6 +161,7 @@ impl Elector {
                 Verdict::Done(if collided { Outcome::Collided } else { Outcome::Failed })
             }
             (Step::ReleaseGetting, Ok(lease)) => {
+                self.view.answered(now, &lease);
                 self.absorb(now, lease);
                 self.release_write(now, wall)
             }
@@ -191,6 +194,7 @@ impl Elector {
 
     fn get(&mut self, started: Moment) -> Request {
         self.step = Step::Getting { started };
+        self.view.asks();
         Request::Get
     }
 
