@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::thread;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -760,8 +761,11 @@ fn flows_that_began_while_the_table_was_away_are_served_once_it_is_back() -> Res
 
     world.apply(&forwards)?;
     ensure!(ask_again(&socket).is_err(), "conntrack has it untranslated");
-    ensure!(world.firewall.forget(&Forget::Untranslated(VIP))? == 1, "one flow, not the sound one");
+    let lost = |forwards: &Forwards| Forget::Lost(VIP, Arc::new(forwards.clone()));
+    ensure!(world.firewall.forget(&lost(&forwards))? == 1, "one flow, not the sound one");
     ask_again(&socket).context("served again")?;
+    let unserved = [(vip_port(Protocol::Udp, 80), forward(&[]))].into();
+    ensure!(world.firewall.forget(&lost(&unserved))? == 2, "both, when the backends are others");
     Ok(())
 }
 

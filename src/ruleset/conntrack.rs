@@ -1,13 +1,14 @@
 //! Conntrack entries that are ours to delete: which, and how the kernel writes them. Pure but for the last function.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage};
 
 use super::netlink::{Channel, attributes, ipv4};
 use super::{FirewallError, is_ours};
-use crate::services::{Flow, Protocol};
+use crate::services::{Flow, Forwards, Protocol, VipPort};
 use crate::tunnel::Slot;
 
 /// What is to be forgotten.
@@ -19,9 +20,10 @@ pub enum Forget {
     Tunnel(Slot),
     /// All flows of all tunnels but those in these slots: what an earlier life left.
     AllBut(Vec<Slot>),
-    /// Flows to this VIP that are not sent on to a backend, other than ping: they came while the table was not there,
-    /// and would stay lost. After the table had to be put back.
-    Untranslated(Ipv4Addr),
+    /// Flows to this VIP that are not sent on to a backend, other than ping, and UDP flows that are sent on to one that these
+    /// forwards do not name: they came while the table was not there, or was another that nobody remembers, and would
+    /// stay lost. After the table had to be put back.
+    Lost(Ipv4Addr, Arc<Forwards>),
 }
 
 /// One conntrack entry, IPv4.
@@ -66,8 +68,16 @@ impl Forget {
             Forget::AllBut(slots) => {
                 is_ours(entry.mark) && !slots.iter().any(|slot| entry.mark & Slot::MARK_MASK == slot.mark())
             }
-            Forget::Untranslated(vip) => {
-                entry.original.to.ip() == vip && entry.protocol != ICMP && entry.status & IPS_DST_NAT == 0
+            Forget::Lost(vip, forwards) => {
+                let translated = entry.status & IPS_DST_NAT != 0;
+                let port = VipPort { protocol: Protocol::Udp, port: entry.original.to.port() };
+                let known = || forwards.get(&port).is_some_and(|forward| forward.backends.contains(&entry.reply.from));
+                let lost = match entry.protocol {
+                    ICMP => false,
+                    udp if udp == Protocol::Udp.number() => !translated || !known(),
+                    _ => !translated,
+                };
+                entry.original.to.ip() == vip && lost
             }
         }
     }
@@ -167,7 +177,7 @@ pub(super) fn forget(channel: &mut Channel, what: &Forget) -> Result<usize, Fire
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::services::VipPort;
+    use crate::services::{Forward, Owner};
 
     const VIP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
     const DST_NAT: u32 = 1 << 5;
@@ -215,11 +225,22 @@ mod tests {
     }
 
     #[test]
-    fn untranslated_flows_are_those_to_the_vip_that_go_nowhere_and_are_no_ping() {
-        let what = Forget::Untranslated(VIP);
-        assert!(what.matches(&entry(17, 0, 0)));
-        assert!(!what.matches(&entry(17, 0, DST_NAT)));
-        assert!(!what.matches(&entry(1, 0, 0)));
-        assert!(!Forget::Untranslated(Ipv4Addr::LOCALHOST).matches(&entry(17, 0, 0)));
+    fn lost_flows_are_those_to_the_vip_that_go_nowhere_or_to_no_backend_of_now_and_are_no_ping() {
+        let to = |backends: &[SocketAddrV4]| {
+            let backends = backends.iter().copied().collect();
+            let forward =
+                Forward { owner: Owner::ControlPlane, backends, client_ip_affinity: false, source_ranges: Vec::new() };
+            let port = VipPort { protocol: Protocol::Udp, port: 53 };
+            Forget::Lost(VIP, Arc::new([(port, forward)].into_iter().collect()))
+        };
+        let known = to(&[at([10, 0, 0, 2], 5353)]);
+        assert!(known.matches(&entry(17, 0, 0)));
+        assert!(!known.matches(&entry(17, 0, DST_NAT)));
+        assert!(!known.matches(&entry(1, 0, 0)));
+        for forgotten in [to(&[at([10, 0, 0, 3], 5353)]), to(&[]), Forget::Lost(VIP, Arc::default())] {
+            assert!(forgotten.matches(&entry(17, 0, DST_NAT)));
+            assert!(!forgotten.matches(&entry(6, 0, DST_NAT)), "TCP is never cut");
+        }
+        assert!(!Forget::Lost(Ipv4Addr::LOCALHOST, Arc::default()).matches(&entry(17, 0, 0)));
     }
 }

@@ -89,8 +89,9 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             }
         }
         if (old.is_none() || applied == ruleset::Applied::Whole) && self.controller.linked() {
-            // Put back beside a living link: what came in meanwhile entered conntrack untranslated, and would stay lost.
-            self.firewall.forget(&Forget::Untranslated(plan.vip))?;
+            // Put back beside a living link: what came in meanwhile entered conntrack untranslated, and which backends it
+            // was sent to before is not known.
+            self.firewall.forget(&Forget::Lost(plan.vip, forwards))?;
         }
         Ok(())
     }
