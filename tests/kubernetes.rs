@@ -342,11 +342,10 @@ fn status_and_events_are_written(kind: Kind) -> Result<()> {
         (Publisher::spawn(ApiStatusStore(c.client.clone()), inputs), events, tasks)
     })?;
     let wg0 = TunnelName::new("wg0").context("a tunnel name")?;
-    let publication = |claims: bool| Publication {
-        role: Role::Serving,
-        vip: [10, 9, 0, 2].into(),
-        public_address: None,
-        services: Arc::new(claims.then(|| ObjectName::new("default", "web")).into_iter().collect()),
+    let publication = |claims: bool| {
+        let services = Arc::new(claims.then(|| ObjectName::new("default", "web")).into_iter().collect());
+        let (role, vip, forwarded) = (Role::Serving, [10, 9, 0, 2].into(), Arc::clone(&services));
+        Publication { role, vip, public_address: None, services, forwarded }
     };
     let (foreign, own) = (json!({"ip": "192.0.2.1", "ipMode": "VIP"}), json!({"ip": "10.9.0.2", "ipMode": "VIP"}));
     publisher.set(&wg0, publication(true));

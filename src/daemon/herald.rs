@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::secret::TunnelName;
 use crate::secret::watch::SecretState;
 use crate::services::watch::Inputs;
-use crate::services::{ObjectName, Owner, Translation};
+use crate::services::{Forwards, ObjectName, Owner, Translation};
 use crate::status::events::{ApiEventStore, Events, Reason, Regarding, Reporter};
 use crate::status::ingress::{Publication, Role};
 use crate::status::publish::{ApiStatusStore, Publisher};
@@ -132,6 +132,7 @@ impl Herald {
             services: self.services.clone(),
             narrator: Narrator::default(),
             told: BTreeSet::new(),
+            forwarded: Forwarded::default(),
         };
         let (clock, mut news) = (Arc::clone(&self.clock), self.news.subscribe());
         async move {
@@ -161,6 +162,7 @@ impl Herald {
             vip: last.settings.vip,
             public_address: last.settings.public_address.clone(),
             services: Arc::default(),
+            forwarded: Arc::default(),
         };
         async move {
             publisher.set(&name, publication);
@@ -180,6 +182,28 @@ struct Ear {
     narrator: Narrator,
     /// What was told of Services, while it lasts.
     told: BTreeSet<(ObjectName, Reason, String)>,
+    forwarded: Forwarded,
+}
+
+/// The Services that the kernel forwards to: kept for as long as it does, since snapshots come often.
+#[derive(Default)]
+struct Forwarded {
+    by: Arc<Forwards>,
+    services: Arc<BTreeSet<ObjectName>>,
+}
+
+impl Forwarded {
+    fn by(&mut self, forwards: Option<&Arc<Forwards>>) -> Arc<BTreeSet<ObjectName>> {
+        let Some(forwards) = forwards else { return Arc::default() };
+        if !Arc::ptr_eq(&self.by, forwards) {
+            let owners = forwards.iter().filter_map(|(_, forward)| match &forward.owner {
+                Owner::Service { namespace, name } => Some(ObjectName::new(namespace, name)),
+                Owner::ControlPlane => None,
+            });
+            *self = Self { by: Arc::clone(forwards), services: Arc::new(owners.collect()) };
+        }
+        Arc::clone(&self.services)
+    }
 }
 
 impl Ear {
@@ -237,21 +261,23 @@ impl Ear {
 
     fn publish(&mut self, seen: &Snapshot, news: &News, leads: bool) {
         let services = news.published.get(&self.name).cloned().unwrap_or_default();
+        let forwarded = self.forwarded.by(seen.forwards.as_ref());
         let role = match (leads, seen.serves) {
             (false, _) => Role::Standby,
             (true, false) => Role::Rising,
             (true, true) => Role::Serving,
         };
         if leads {
-            self.tell_services(news, &services, role);
+            let forwarded = if role == Role::Serving { services.intersection(&forwarded).collect() } else { vec![] };
+            self.tell_services(news, &forwarded);
         } else if !seen.holds() {
             self.told.clear();
         }
         let (vip, public_address) = (seen.settings.vip, seen.settings.public_address.clone());
-        self.publisher.set(&self.name, Publication { role, vip, public_address, services });
+        self.publisher.set(&self.name, Publication { role, vip, public_address, services, forwarded });
     }
 
-    fn tell_services(&mut self, news: &News, services: &BTreeSet<ObjectName>, role: Role) {
+    fn tell_services(&mut self, news: &News, forwarded: &[&ObjectName]) {
         let (name, translation) = (&self.name, &news.translation);
         let mut now = BTreeSet::new();
         for conflict in translation.conflicts.iter().filter(|conflict| conflict.tunnel == *name) {
@@ -273,13 +299,8 @@ impl Ear {
                 now.insert((service.clone(), Reason::InvalidConfiguration, fault.to_string()));
             }
         }
-        if role == Role::Serving {
-            now.extend(
-                services
-                    .iter()
-                    .map(|service| (service.clone(), Reason::Forwarded, format!("forwarded from tunnel {name}"))),
-            );
-        }
+        let note = format!("forwarded from tunnel {name}");
+        now.extend(forwarded.iter().map(|service| ((*service).clone(), Reason::Forwarded, note.clone())));
         for (service, reason, note) in now.difference(&self.told) {
             self.events.tell(self.regarding(service), *reason, note.clone());
         }

@@ -33,9 +33,16 @@ pub struct Publication {
     pub public_address: Option<Host>,
     /// The Services that are published on it (`Translation::published`).
     pub services: Arc<BTreeSet<ObjectName>>,
+    /// Those of them whose ports are in the kernel: the others get no entry yet, and keep what they have.
+    pub forwarded: Arc<BTreeSet<ObjectName>>,
 }
 
 impl Publication {
+    /// Is the Service reached by this tunnel now?
+    fn serves(&self, service: &ObjectName) -> bool {
+        self.role == Role::Serving && self.forwarded.contains(service)
+    }
+
     /// The entry that this tunnel's Services get. Only an address may carry an `ipMode`.
     pub fn entry(&self) -> Ingress {
         let (ip, hostname, mode) = match &self.public_address {
@@ -103,7 +110,7 @@ impl Publications {
         let mut asking: BTreeSet<TunnelName> = BTreeSet::new();
         for name in self.claimants.get(&service.name).into_iter().flatten() {
             let publication = &self.tunnels[name];
-            if publication.role != Role::Serving {
+            if !publication.serves(&service.name) {
                 others.extend(publication.addresses());
                 continue;
             }

@@ -22,8 +22,14 @@ fn service(ingress: Value) -> Service {
 }
 
 fn publication(role: Role, vip: u8, claims: bool) -> Publication {
-    let services = if claims { BTreeSet::from([web()]) } else { BTreeSet::new() };
-    Publication { role, vip: [10, 9, vip, 2].into(), public_address: None, services: services.into() }
+    let services = Arc::new(if claims { BTreeSet::from([web()]) } else { BTreeSet::new() });
+    Publication {
+        role,
+        vip: [10, 9, vip, 2].into(),
+        public_address: None,
+        services: Arc::clone(&services),
+        forwarded: services,
+    }
 }
 
 fn all(list: &[(&str, Publication)]) -> Publications {
@@ -40,6 +46,14 @@ fn vip(third: u8) -> Value {
 
 fn merged(publications: &Publications, ingress: Value) -> Option<Value> {
     publications.merge(&service(ingress)).map(|(list, _)| serde_json::to_value(list).unwrap())
+}
+
+#[test]
+fn a_service_that_is_not_in_the_kernel_yet_gets_no_entry_and_keeps_the_one_it_has() {
+    let waits = all(&[("wg0", Publication { forwarded: Arc::default(), ..publication(Role::Serving, 0, true) })]);
+    for there in [json!([]), json!([vip(0)]), json!([{"ip": "10.9.0.2"}])] {
+        assert_eq!(merged(&waits, there.clone()), None, "{there}");
+    }
 }
 
 #[test]

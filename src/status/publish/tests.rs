@@ -94,7 +94,12 @@ fn wg0() -> TunnelName {
 
 fn publication(role: Role, claims: bool) -> Publication {
     let services = if claims { BTreeSet::from([ObjectName::new("shop", "web")]) } else { BTreeSet::new() };
-    Publication { role, vip: [10, 9, 0, 2].into(), public_address: None, services: services.into() }
+    publishing(role, services)
+}
+
+fn publishing(role: Role, services: BTreeSet<ObjectName>) -> Publication {
+    let services = Arc::new(services);
+    Publication { role, vip: [10, 9, 0, 2].into(), public_address: None, services: Arc::clone(&services), forwarded: services }
 }
 
 /// Lets the task run until it waits.
@@ -232,8 +237,7 @@ async fn services_whose_status_is_refused_keep_no_other_and_not_each_other_waiti
     let (_inputs, receiver) = watch::channel(Arc::new(inputs));
     let webhook = Webhook::default();
     let publisher = Publisher::spawn(webhook.clone(), receiver);
-    let services = Arc::new(names.into_iter().collect());
-    publisher.set(&wg0(), Publication { services, ..publication(Role::Serving, false) });
+    publisher.set(&wg0(), publishing(Role::Serving, names.into_iter().collect()));
     idle().await;
     assert_eq!(*webhook.asked.lock().unwrap(), ["strict/a", "strict/b", "web/c", "web/d"], "each in the first round");
     tokio::time::sleep(Duration::from_secs(10)).await;
