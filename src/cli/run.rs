@@ -225,7 +225,11 @@ pub(super) fn is_object_name(name: &str) -> bool {
 pub(super) fn start(setup: Setup) -> anyhow::Result<()> {
     let Setup { config, log_format, log_filter } = setup;
     logs::start(log_format, log_filter);
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(crate::daemon::run(config))
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(crate::daemon::run(config));
+    // Dropping it would wait for threads that still ask a name server for the API server's address, 10 s and more each.
+    runtime.shutdown_background();
+    ended
 }
 
 #[cfg(test)]

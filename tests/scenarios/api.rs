@@ -8,7 +8,7 @@ use lab::api::{Kind, Resource};
 use lab::client::Proto;
 use lab::clock::{now, until};
 use lab::sidecar::NAMESPACE;
-use lab::{World, play, play_unstarted};
+use lab::{World, plan, play, play_unstarted};
 use serde_json::{Value, json};
 
 use crate::{LATER, LEASE, SOON, expect_silence, spec, steady, strict};
@@ -21,6 +21,7 @@ crate::scenarios!(
     an_api_that_comes_late_is_served,
     after_an_outage_a_leader_serves_and_knows_what_changed,
     a_standby_keeps_quiet_while_the_api_is_away,
+    a_pod_that_looks_for_its_api_server_by_name_in_vain_still_ends_in_time,
 );
 
 mod faults {
@@ -57,6 +58,30 @@ mod faults {
     fn a_wrong_certificate_is_told_in_a_clear_line() -> Result<()> {
         super::a_wrong_certificate_is_told_in_a_clear_line(Kind::Embedded)
     }
+}
+
+fn a_pod_that_looks_for_its_api_server_by_name_in_vain_still_ends_in_time(api: Kind) -> Result<()> {
+    play_unstarted(spec(api).nodes(1), |world| {
+        world.topology.control.nft(
+            "add table ip lab_mute
+             add chain ip lab_mute in { type filter hook input priority 0; }
+             add rule ip lab_mute in udp dport 53 drop",
+        )?;
+        let sidecar = world.sidecar_mut(1)?;
+        let named = sidecar.kubeconfig.replace(&plan::API.to_string(), "api.example");
+        assert_ne!(sidecar.kubeconfig, named);
+        sidecar.kubeconfig = named;
+        sidecar.prelude = "echo 'options timeout:30' >> /run/lab/resolv.conf".into();
+        sidecar.start()?;
+        let sidecar = world.sidecar(1)?;
+        until("the pod", SOON, || Ok(sidecar.http_get("/livez").is_ok().then_some(())))?;
+        until("its question", SOON, || {
+            let flows = sidecar.netns.sh("conntrack -L -p udp --dport 53").unwrap_or_default();
+            let waits = sidecar.netns.sh("ss -Hun").unwrap_or_default();
+            Ok((flows.contains("dport=53") || waits.contains(":53")).then_some(()))
+        })?;
+        sidecar.stop(Duration::from_secs(3))
+    })
 }
 
 /// The Lease as it is now, to be written back changed.
