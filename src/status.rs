@@ -103,6 +103,8 @@ pub struct PodReport {
     pub version: &'static str,
     /// Every tunnel of the Secret, by name.
     pub tunnels: Vec<TunnelReport>,
+    /// Faults of the Secret as a whole; each tunnel that is there has them among its own.
+    pub faults: Vec<String>,
 }
 
 /// One tunnel in [`PodReport`]. Seconds are numbers or null.

@@ -139,21 +139,45 @@ impl Board {
             })
             .collect();
         // A document that cannot be read is every tunnel's fault.
-        for fault in faults_of("") {
-            for tunnel in &mut tunnels {
-                tunnel.faults.push(super::told(fault));
-            }
+        let faults: Vec<_> = faults_of("").iter().map(super::told).collect();
+        for tunnel in &mut tunnels {
+            tunnel.faults.extend(faults.iter().cloned());
         }
         PodReport {
             pod: self.pod.name.clone(),
             node: self.pod.node.clone(),
             version: env!("CARGO_PKG_VERSION"),
             tunnels,
+            faults,
         }
     }
 
     fn notes(&self) -> MutexGuard<'_, Notes> {
         // A panic elsewhere must not silence the status.
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::TokioClock;
+    use crate::secret::Fault;
+
+    #[tokio::test]
+    async fn the_faults_of_a_document_that_cannot_be_read_are_told_though_there_is_no_tunnel() {
+        let pod = Pod { name: "p".into(), node: "n".into(), identity: "p_u".into(), backend: Backend::Kernel };
+        let board = Board::new(pod, Arc::new(TokioClock::new()));
+        let fault = Fault {
+            line: 3,
+            tunnel: None,
+            key: None,
+            message: "a mapping is not closed".into(),
+            fix: "close it".into(),
+        };
+        board.set_faults([(String::new(), vec![fault])].into());
+        let report = board.report();
+        assert!(report.tunnels.is_empty());
+        assert_eq!(report.faults, ["line 3: a mapping is not closed; close it"]);
     }
 }

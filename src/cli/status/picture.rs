@@ -192,19 +192,30 @@ impl Picture {
             problems.found("pods", message);
         }
         let mut said: BTreeMap<&str, Vec<Said<'_>>> = BTreeMap::new();
+        let mut unreadable = BTreeSet::new();
         for pod in &pods {
             let told = match &pod.report {
-                Ok(report) => report["tunnels"].as_array().ok_or("its /status names no tunnels: is it wirevip?"),
+                Ok(report) => match report["tunnels"].as_array() {
+                    Some(tunnels) => Ok((report, tunnels)),
+                    None => Err("its /status names no tunnels: is it wirevip?"),
+                },
                 Err(why) => Err(why.as_str()),
             };
             match told {
-                Ok(told) => {
+                Ok((report, told)) => {
+                    if told.is_empty() {
+                        // What is wrong with a document that cannot be read; else each tunnel tells of it.
+                        unreadable.extend(report["faults"].as_array().into_iter().flatten().filter_map(text));
+                    }
                     for tunnel in told {
                         said.entry(tunnel["name"].as_str().unwrap_or("?")).or_default().push(Said { pod, tunnel });
                     }
                 }
                 Err(why) => problems.unread(&format!("pod {}", pod.name), why.to_owned()),
             }
+        }
+        for fault in unreadable {
+            problems.found("the Secret", fault);
         }
         let all_heard = pods_known && pods.iter().all(|pod| pod.report.is_ok());
         let look = Look { pods: pods_known.then_some(&pods), all_heard, now };

@@ -52,6 +52,17 @@ fn wrong_arguments_are_told_all_at_once() {
 }
 
 #[test]
+fn a_secret_that_cannot_be_read_is_told_once_where_no_tunnel_tells_of_it() {
+    let report = json!({"tunnels": [], "faults": ["line 3: a mapping is not closed; close it"]});
+    let told = problems(seen(vec![report.clone(), report], vec![], vec![]));
+    assert_eq!(told, ["the Secret: line 3: a mapping is not closed; close it"]);
+    let report = json!({"tunnels": [{"name": "wg0", "state": "standby", "faults": ["line 3"]}], "faults": ["line 3"]});
+    let lease = json!({"metadata": {"name": "wirevip-wg0"}, "spec": {"holderIdentity": ""}});
+    let told = problems(seen(vec![report], vec![lease], vec![]));
+    assert!(told.iter().all(|problem| !problem.contains("line 3")), "{told:?}");
+}
+
+#[test]
 fn a_holder_that_is_no_pod_is_told_with_the_age_of_its_renewal() {
     let report = json!({"tunnels": [{"name": "wg0", "state": "standby"}]});
     let lease = json!({"metadata": {"name": "wirevip-wg0"}, "spec": {
