@@ -246,4 +246,15 @@ mod tests {
         assert_eq!(served(&settings), ["a 10.0.0.1 51820", "b 10.0.0.2 51821"]);
         assert_eq!(settings.faults().len(), 2);
     }
+
+    #[test]
+    fn a_tunnel_may_be_called_like_the_fence_of_another() {
+        // `ruleset::unambiguous` keeps their tables apart.
+        started(&(two() + &tunnel("a_fence", "10.0.0.3", "")));
+        // And beside one that is kept.
+        let mut settings = started(&two());
+        let next = "bad: {}\n".to_owned() + &tunnel("a_fence", "10.0.0.3", ", listenPort: 7");
+        assert_eq!(names(&settings.apply(parse(next.as_bytes())).added), ["a_fence"]);
+        assert_eq!(served(&settings), ["a 10.0.0.1 51820", "a_fence 10.0.0.3 7", "b 10.0.0.2 51821"]);
+    }
 }
