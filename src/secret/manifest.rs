@@ -129,11 +129,17 @@ fn check_secret(checked: &mut Checked, secret: &Node) {
     };
     let decoded;
     let document = if *part == "data" {
-        // The API server's decoder passes over line breaks, which folded YAML leaves behind (Go, encoding/base64).
-        let packed: Zeroizing<String> = Zeroizing::new(scalar.text.chars().filter(|c| !c.is_whitespace()).collect());
+        // The API server's decoder passes over line breaks and over nothing else (Go, encoding/base64).
+        let packed = Zeroizing::new(scalar.text.replace(['\r', '\n'], ""));
         let Ok(bytes) = STANDARD.decode(packed.as_bytes()) else {
-            let fix = "give the output of `base64 -w0`, or put the text itself under stringData";
-            return checked.fault(node.line, key(), "this is no base64", fix);
+            let message = if packed.contains(char::is_whitespace) {
+                "there is white space in this base64, which the API server refuses: YAML makes a space of a line's end"
+            } else {
+                "this is no base64"
+            };
+            let fix = "write it on one line, as `base64 -w0` prints it, or below `|`; or put the text itself under \
+                       stringData";
+            return checked.fault(node.line, key(), message, fix);
         };
         decoded = Zeroizing::new(bytes);
         decoded.as_slice()
