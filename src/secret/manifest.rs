@@ -34,7 +34,7 @@ pub fn check(file: &[u8]) -> Checked {
     let source = yaml::text(file).unwrap_or_default();
     let documents = yaml::read(source, 0).unwrap_or_default();
     if !documents.iter().any(|document| is_manifest(document)) {
-        let super::Document { tunnels, faults, lines: _ } = parse::parse(file);
+        let super::Document { tunnels, faults, faulty: _, lines: _ } = parse::parse(file);
         return Checked { tunnels, faults };
     }
     let mut checked = Checked::default();
@@ -152,7 +152,7 @@ fn check_secret(checked: &mut Checked, source: &str, secret: &Node) {
         _ => Place::of(source, name.line, node.line, scalar),
     };
     let before = if let Place::Block(before) = place { before } else { 0 };
-    let super::Document { tunnels, faults, lines: _ } = parse::parse_after(before, document);
+    let super::Document { tunnels, faults, faulty: _, lines: _ } = parse::parse_after(before, document);
     checked.tunnels.extend(tunnels);
     checked.faults.extend(faults.into_iter().map(|fault| place.locate(fault)));
 }

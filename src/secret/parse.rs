@@ -230,7 +230,8 @@ fn tunnels(entries: &[Entry]) -> Document {
     }
     let lines = drafts.iter().filter_map(|draft| Some((TunnelName::new(&draft.name)?, draft.line))).collect();
     let sound = drafts.into_iter().filter(|draft| !faulty.contains(&draft.name));
-    Document { tunnels: sound.filter_map(Draft::into_tunnel).collect(), faults, lines }
+    let tunnels = sound.filter_map(Draft::into_tunnel).collect();
+    Document { tunnels, faults, faulty: faulty.iter().filter_map(|name| TunnelName::new(name)).collect(), lines }
 }
 
 fn check_name(report: &mut Report, key: &Node, name: &str) {

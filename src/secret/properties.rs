@@ -172,7 +172,7 @@ proptest! {
 
     #[test]
     fn what_is_rendered_is_read_back(tunnels in tunnels()) {
-        let Document { tunnels: read, faults, lines: _ } = parse(render(&tunnels).as_bytes());
+        let Document { tunnels: read, faults, faulty: _, lines: _ } = parse(render(&tunnels).as_bytes());
         prop_assert_eq!(faults, vec![]);
         prop_assert_eq!(read, tunnels);
     }
@@ -222,6 +222,7 @@ proptest! {
                 let sound = document.tunnels.iter().filter(|tunnel| tunnel.name == *name).count();
                 let told = document.faults.iter().any(|fault| fault.tunnel.as_deref() == Some(name.as_str()));
                 prop_assert_eq!(sound, usize::from(!told), "{}: {:?}", name, document);
+                prop_assert_eq!(document.faulty.contains(name), told, "{}: {:?}", name, document);
             }
         } else {
             prop_assert_eq!(document.tunnels, vec![]);
