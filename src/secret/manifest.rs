@@ -24,6 +24,14 @@ pub struct Checked {
 }
 
 impl Checked {
+    /// What is said of a file that is larger than `most`, and so is not read.
+    pub fn too_large(most: &str) -> Self {
+        let mut checked = Self::default();
+        let fix = "keep each Secret, of 1 MiB at most, in a file of its own";
+        checked.fault(1, None, format!("the file is larger than {most}"), fix);
+        checked
+    }
+
     fn fault(&mut self, line: usize, key: Option<String>, message: impl Into<String>, fix: impl Into<String>) {
         self.faults.push(Fault { line, tunnel: None, key, message: message.into(), fix: fix.into() });
     }
