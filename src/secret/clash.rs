@@ -15,14 +15,19 @@ pub(super) fn check(report: &mut Report, drafts: &[Draft]) {
     let mut keys = BTreeMap::new();
     for draft in drafts {
         let Draft { line, name, .. } = draft;
-        if let Some(first) = names.insert(name.as_str(), *line) {
+        if draft.named
+            && let Some(first) = names.insert(name.as_str(), *line)
+        {
             let message = format!("a tunnel of this name stands in line {first} already");
             report.fault(*line, name, None, Wrong::new(message, "give each tunnel a name of its own"));
             // A copy clashes in everything; to say so once is enough.
             names.insert(name, first);
             continue;
         }
-        let of = |first: &Draft| format!("{} (line {})", shown(&first.name), first.line);
+        let of = |first: &Draft| match first.named {
+            true => format!("{} (line {})", shown(&first.name), first.line),
+            false => format!("the tunnel in line {}", first.line),
+        };
         if let Some(sound) = TunnelName::new(name) {
             let first = *leases.entry(sound.lease()).or_insert(draft);
             if !std::ptr::eq(first, draft) {
