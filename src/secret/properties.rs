@@ -193,12 +193,17 @@ proptest! {
     #[test]
     fn a_key_in_any_wrong_place_is_not_told(
         key in key(), place in 0usize..8, tunnels in tunnels(), url_safe in any::<bool>(), hex in any::<bool>(),
+        breaks in vec(any::<prop::sample::Index>(), 0..4), between in "[ \u{a0}|;%]|  |%20|%0A|%2B|\\\\n",
     ) {
-        let key = match (url_safe, hex) {
+        let whole: String = match (url_safe, hex) {
             (_, true) => key.iter().map(|byte| format!("{byte:02x}")).collect(),
             (true, _) => base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(key),
             _ => STANDARD.encode(key),
         };
+        let mut key = whole.clone();
+        for at in breaks {
+            key.insert_str(at.index(key.len()) / 4 * 4, &between);
+        }
         let good = render(&tunnels);
         let bad = match place {
             0 => format!("{key}:\n  vip: 10.0.0.1\n{good}"),
@@ -211,7 +216,7 @@ proptest! {
             _ => format!("kind: {key}\ndata: {key}\n"),
         };
         let told = told(bad.as_bytes());
-        prop_assert_eq!(leaks(&told, &key), None, "in {}", told);
+        prop_assert_eq!(leaks(&told, &whole), None, "in {}", told);
     }
 
     #[test]

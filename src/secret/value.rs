@@ -37,15 +37,38 @@ pub(super) fn shown(text: &str) -> String {
     if is_harmless(text) { format!("`{text}`") } else { format!("a text of {} characters", text.chars().count()) }
 }
 
-/// No control characters, not long, and no run that looks like base64 or hex of a key.
+/// No control characters, not long, and nothing in it that looks like base64 or hex of a key.
 pub(super) fn is_harmless(text: &str) -> bool {
-    let like_a_key = |run: &str| {
-        let upper = run.bytes().any(|b| b.is_ascii_uppercase());
-        let lower = run.bytes().any(|b| b.is_ascii_lowercase());
-        run.len() >= 32 || (run.len() >= 20 && upper && lower)
-    };
-    let splits = |c: char| !(c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=' | '_' | '-'));
-    text.chars().count() <= 80 && !text.chars().any(char::is_control) && !text.split(splits).any(like_a_key)
+    text.chars().count() <= 80
+        && !text.chars().any(char::is_control)
+        && ![text, &unescaped(text)].into_iter().any(has_key_material)
+}
+
+/// A key may be broken up by spaces, quotes or whatever it was pasted with: only what stands between the parts of
+/// addresses and host names ends a run, and all else that is of no key is passed over.
+fn has_key_material(text: &str) -> bool {
+    text.split(['.', ':']).any(|run| {
+        let run = || run.bytes().filter(|b| b.is_ascii_alphanumeric() || b"+/=_-".contains(b));
+        let (upper, lower) = (run().any(|b| b.is_ascii_uppercase()), run().any(|b| b.is_ascii_lowercase()));
+        run().count() >= 32 || (run().count() >= 20 && upper && lower)
+    })
+}
+
+/// Each `%XX` as the character that it stands for, as in a URL.
+fn unescaped(text: &str) -> Zeroizing<String> {
+    let mut parts = text.split('%');
+    let mut plain = Zeroizing::new(String::with_capacity(text.len()));
+    plain.push_str(parts.next().unwrap_or_default());
+    for part in parts {
+        match part.split_at_checked(2).map(|(code, rest)| (u8::from_str_radix(code, 16), rest)) {
+            Some((Ok(code), rest)) => {
+                plain.push(char::from(code));
+                plain.push_str(rest);
+            }
+            _ => plain.push_str(part),
+        }
+    }
+    plain
 }
 
 /// The scalar as text. Fails on a list, a map, nothing, or what YAML takes for a number or a truth value.
@@ -342,4 +365,46 @@ fn host(text: &str) -> Result<Host, &'static str> {
         return Err("this looks like an IPv4 address but is none");
     }
     Ok(Host::Name(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_material_is_not_shown_however_it_is_broken_up() {
+        for text in [
+            "kJ8Yw3zTQm5rVb0sHd2fLx7u",
+            "kJ8Yw3zTQm5rVb0sHd2 fLx7uPa9eGi6oNcKvXy",
+            "kJ8Yw3 zTQm5r Vb0sHd 2fLx7u",
+            "kJ8Yw3zTQm5rVb0sHd2%2BfLx7uPa9eGi6oNcKvXy",
+            "kJ8Yw3zTQm5%20rVb0sHd2fLx",
+            "%6bj8yw3ztqm5rvb0s%48d2f",
+            "kJ8Yw3zTQm5\u{a0}rVb0sHd2fLx",
+            "kJ8Yw3zTQm5\u{200b}rVb0sHd2fLx",
+            "\"kJ8Yw3zTQm5\" \"rVb0sHd2fLx\"",
+            "90a9 18c3 7cd3 426e 6b55 bd2c 1ddd 9f2c",
+            "90%a918c37cd3426e6b55bd2c1ddd9f2c0b",
+        ] {
+            let told = shown(text);
+            assert_eq!(told, format!("a text of {} characters", text.chars().count()));
+        }
+    }
+
+    #[test]
+    fn what_people_write_by_mistake_is_shown() {
+        for text in [
+            "10.99.0.1 ",
+            "10.99.0.1 and 10.99.0.2",
+            "10.0.0.0/8, 192.168.100.0/24, 172.16.0.0/12",
+            "vpn.example.com:51820",
+            "https://vpn.example.com:443",
+            "[2001:db8:1111:2222:3333:4444:5555:6666]:51820",
+            "Hub-A.eu-west-1.Compute.example.com",
+            "no key at all",
+            "100%",
+        ] {
+            assert_eq!(shown(text), format!("`{text}`"));
+        }
+    }
 }
