@@ -1,6 +1,7 @@
 //! The Secret `wireguard`: bytes in, tunnels and every fault at once out.
 
 mod clash;
+mod host;
 pub mod manifest;
 mod parse;
 #[cfg(test)]

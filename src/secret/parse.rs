@@ -6,6 +6,7 @@ use std::rc::Rc;
 use x25519_dalek::{PublicKey as X25519Public, StaticSecret};
 use zeroize::Zeroizing;
 
+use super::host::{self, is_subdomain};
 use super::value::{self, Wrong, is_harmless, shown};
 use super::yaml::{self, Entry, Kind, Node, Style, Trouble, Value};
 use super::{Document, Endpoint, Fault, Host, PublicKey, SecretKey, Tunnel, TunnelName, clash, suggest};
@@ -285,13 +286,6 @@ fn check_name(report: &mut Report, key: &Node) {
     report.fault(key.line, name, None, Wrong::new(message, FIX));
 }
 
-/// A lower-case DNS subdomain (RFC 1123), as Kubernetes wants its objects' names.
-fn is_subdomain(name: &str) -> bool {
-    let outer = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    name.split('.')
-        .all(|label| label.starts_with(outer) && label.ends_with(outer) && label.chars().all(|c| outer(c) || c == '-'))
-}
-
 /// Reads one tunnel's settings.
 fn draft(report: &mut Report, line: usize, name: Option<String>, settings: &Node) -> Draft {
     const FIX: &str = "write its settings below its name: vip, privateKey, peerPublicKey and peerEndpoint at least";
@@ -381,12 +375,12 @@ fn setting(draft: &mut Draft, key: &str, line: usize, node: &Node) -> Result<(),
         "privateKey" => keep(&mut draft.private_key, line, value::key(node)),
         "peerPublicKey" => keep(&mut draft.peer_public_key, line, value::key(node)),
         "presharedKey" => keep(&mut draft.preshared_key, line, value::key(node)),
-        "peerEndpoint" => keep(&mut draft.endpoint, line, value::endpoint(node)),
+        "peerEndpoint" => keep(&mut draft.endpoint, line, host::endpoint(node)),
         "listenPort" => keep(&mut draft.listen_port, line, value::number(node, 1, u16::MAX)),
         "persistentKeepalive" => keep(&mut draft.persistent_keepalive, line, value::number(node, 0, u16::MAX)),
         "mtu" => keep(&mut draft.mtu, line, value::number(node, 1280, 9000)),
         "controlPlane" => keep(&mut draft.control_plane, line, value::boolean(node)),
-        "publicAddress" => keep(&mut draft.public_address, line, value::public_address(node)),
+        "publicAddress" => keep(&mut draft.public_address, line, host::public_address(node)),
         _ => Err(vec![suggest::unknown(key)]),
     }
 }

@@ -178,6 +178,28 @@ mod tests {
     }
 
     #[test]
+    fn a_public_address_is_served_as_kubernetes_takes_it_and_a_hub_as_it_is_written() {
+        let long = "A2345678.".repeat(28);
+        for (written, taken) in [
+            ("Shop.Example.ORG.", Some("shop.example.org")),
+            ("shop", Some("shop")),
+            ("2001:DB8::1", Some("2001:db8::1")),
+            ("my_shop.example.org", None),
+            // 253 characters beside the dot, and one more.
+            (&format!("{long}x."), Some(&*format!("{long}x").to_lowercase())),
+            (&format!("{long}xy"), None),
+        ] {
+            let document = tunnel("a", "10.0.0.1", &format!(", publicAddress: '{written}'"));
+            let tunnels = parse(document.as_bytes()).tunnels;
+            let public = tunnels.first().and_then(|tunnel| tunnel.public_address.as_ref());
+            assert_eq!(public.map(ToString::to_string).as_deref(), taken, "{written}");
+        }
+        let document = tunnel("a", "10.0.0.1", "").replace("hub:1", "My_Hub.Example.org.:1");
+        let tunnels = parse(document.as_bytes()).tunnels;
+        assert_eq!(tunnels.first().map(|tunnel| tunnel.endpoint.to_string()).as_deref(), Some("My_Hub.Example.org.:1"));
+    }
+
+    #[test]
     fn a_faulty_tunnel_keeps_its_last_good_settings_and_another_is_applied() {
         let mut settings = started(&two());
         let next = tunnel("a", "10.0.0.9", ", mtu: 1") + &tunnel("b", "10.0.0.3", "");
