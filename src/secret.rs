@@ -1,6 +1,7 @@
 //! The Secret `wireguard`: bytes in, tunnels and every fault at once out.
 
 mod clash;
+mod host;
 pub mod manifest;
 mod parse;
 #[cfg(test)]
@@ -11,7 +12,7 @@ mod value;
 pub mod watch;
 mod yaml;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -171,6 +172,8 @@ pub struct Document {
     pub tunnels: Vec<Tunnel>,
     /// Everything that is wrong, by line.
     pub faults: Vec<Fault>,
+    /// Every tunnel with a possible name that has a fault; `faults` has an end, and may tell of none of them.
+    pub faulty: BTreeSet<TunnelName>,
     /// The line where each tunnel with a possible name stands, faulty or not.
     pub lines: BTreeMap<TunnelName, usize>,
 }

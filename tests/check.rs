@@ -113,6 +113,21 @@ fn a_document_over_one_mebibyte_is_one_fault() {
 }
 
 #[test]
+fn a_file_that_is_too_large_to_be_read_is_one_fault() {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("too-large.yaml");
+    let name = path.to_str().unwrap();
+    // Of holes: it takes no room.
+    std::fs::File::create(&path).unwrap().set_len((16 << 20) + 1).unwrap();
+    let outputs = [check(&["-f", name]), check(&["-f", name, "-o", "json"])];
+    std::fs::remove_file(&path).unwrap();
+    let [text, json] = outputs.map(|output| (output.status.code(), String::from_utf8(output.stdout).unwrap()));
+    let fault = "the file is larger than 16 MiB; keep each Secret, of 1 MiB at most, in a file of its own";
+    assert_eq!(text, (Some(2), format!("{name}:1: {fault}\n")));
+    let faults: serde_json::Value = serde_json::from_str(&json.1).unwrap();
+    assert_eq!((json.0, faults.as_array().unwrap().len(), &faults[0]["line"]), (Some(2), 1, &serde_json::json!(1)));
+}
+
+#[test]
 fn a_mebibyte_of_aliases_is_one_fault() {
     // Many aliases of one value, a chain of aliases, and one of merge keys: each would grow without bound.
     let many = format!("a: &a [x, x, x, x]\nb: [{}]\n", vec!["*a"; 200_000].join(", "));

@@ -41,7 +41,10 @@ pub(super) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<Outcome> {
     let Args { file, output } = args;
     let name = file.display().to_string();
     let bytes = read(&file).with_context(|| format!("cannot read {name}; give a file, or - for standard input"))?;
-    let checked = manifest::check(&bytes);
+    let checked = match bytes {
+        Some(bytes) => manifest::check(&bytes),
+        None => manifest::Checked::too_large("16 MiB"),
+    };
     match output {
         Output::Text => {
             for fault in &checked.faults {
@@ -64,17 +67,15 @@ pub(super) fn run(args: Args, out: &mut impl Write) -> anyhow::Result<Outcome> {
     }
 }
 
-fn read(file: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
+/// The file's bytes; nothing if there are more than [`MOST_BYTES`].
+fn read(file: &Path) -> std::io::Result<Option<Zeroizing<Vec<u8>>>> {
     let source: Box<dyn Read> = match file.to_str() {
         Some("-") => Box::new(std::io::stdin().lock()),
         _ => Box::new(File::open(file)?),
     };
     let mut bytes = Zeroizing::new(Vec::new());
     source.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MOST_BYTES {
-        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, "the file is larger than 16 MiB"));
-    }
-    Ok(bytes)
+    Ok((bytes.len() as u64 <= MOST_BYTES).then_some(bytes))
 }
 
 /// A fault as an element of the JSON array.

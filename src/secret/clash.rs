@@ -1,6 +1,6 @@
 //! Faults between tunnels: what two of them cannot both have. The later one in the document is at fault.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::parse::{Draft, Report};
 use super::value::{Wrong, shown};
@@ -15,14 +15,19 @@ pub(super) fn check(report: &mut Report, drafts: &[Draft]) {
     let mut keys = BTreeMap::new();
     for draft in drafts {
         let Draft { line, name, .. } = draft;
-        if let Some(first) = names.insert(name.as_str(), *line) {
+        if draft.named
+            && let Some(first) = names.insert(name.as_str(), *line)
+        {
             let message = format!("a tunnel of this name stands in line {first} already");
             report.fault(*line, name, None, Wrong::new(message, "give each tunnel a name of its own"));
             // A copy clashes in everything; to say so once is enough.
             names.insert(name, first);
             continue;
         }
-        let of = |first: &Draft| format!("{} (line {})", shown(&first.name), first.line);
+        let of = |first: &Draft| match first.named {
+            true => format!("{} (line {})", shown(&first.name), first.line),
+            false => format!("the tunnel in line {}", first.line),
+        };
         if let Some(sound) = TunnelName::new(name) {
             let first = *leases.entry(sound.lease()).or_insert(draft);
             if !std::ptr::eq(first, draft) {
@@ -66,30 +71,12 @@ pub(super) fn check(report: &mut Report, drafts: &[Draft]) {
             }
         }
     }
-    let all: BTreeSet<&str> = names.keys().copied().collect();
-    for draft in drafts {
-        // The fence of `x` is the nftables table `wirevip_x_fence`, which is also the forwards' table of `x_fence`.
-        if let Some(base) = draft.name.strip_suffix("_fence")
-            && all.contains(base)
-        {
-            let message = format!("its nftables table would be the fence of {}", shown(base));
-            report.fault(
-                draft.line,
-                &draft.name,
-                None,
-                Wrong::new(message, "choose a name that does not end in _fence"),
-            );
-        }
-    }
 }
 
 /// What tunnel `new` cannot have while `kept` runs: the key at fault and what clashes. Both are sound.
 pub(super) fn between(new: &Tunnel, kept: &Tunnel) -> Option<(Option<&'static str>, String)> {
-    let tables = |a: &Tunnel, b: &Tunnel| a.name.as_str().strip_suffix("_fence") == Some(b.name.as_str());
     if new.name.lease() == kept.name.lease() {
         Some((None, format!("Lease {}", new.name.lease())))
-    } else if tables(new, kept) || tables(kept, new) {
-        Some((None, "nftables table".to_owned()))
     } else if new.vip == kept.vip {
         Some((Some("vip"), format!("VIP {}", new.vip)))
     } else if new.listen_port == kept.listen_port {

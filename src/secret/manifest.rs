@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use super::value::shown;
-use super::yaml::{self, Kind, Node, Scalar, Style, Value};
+use super::yaml::{self, Entry, Kind, Node, Scalar, Style, Value};
 use super::{Fault, Tunnel, parse};
 
 /// The key of the Secret.
@@ -24,6 +24,14 @@ pub struct Checked {
 }
 
 impl Checked {
+    /// What is said of a file that is larger than `most`, and so is not read.
+    pub fn too_large(most: &str) -> Self {
+        let mut checked = Self::default();
+        let fix = "keep each Secret, of 1 MiB at most, in a file of its own";
+        checked.fault(1, None, format!("the file is larger than {most}"), fix);
+        checked
+    }
+
     fn fault(&mut self, line: usize, key: Option<String>, message: impl Into<String>, fix: impl Into<String>) {
         self.faults.push(Fault { line, tunnel: None, key, message: message.into(), fix: fix.into() });
     }
@@ -31,9 +39,10 @@ impl Checked {
 
 /// Reads a file: manifests if any of its YAML documents has a `kind` or an `apiVersion`, else a document of tunnels.
 pub fn check(file: &[u8]) -> Checked {
-    let documents = yaml::text(file).and_then(|text| yaml::read(text, 0)).unwrap_or_default();
+    let source = yaml::text(file).unwrap_or_default();
+    let documents = yaml::read(source, 0).unwrap_or_default();
     if !documents.iter().any(|document| is_manifest(document)) {
-        let super::Document { tunnels, faults, lines: _ } = parse::parse(file);
+        let super::Document { tunnels, faults, faulty: _, lines: _ } = parse::parse(file);
         return Checked { tunnels, faults };
     }
     let mut checked = Checked::default();
@@ -54,7 +63,7 @@ pub fn check(file: &[u8]) -> Checked {
         objects.iter().filter(|object| kind(object).as_deref() == Some("Secret")).copied().collect();
     let with_tunnels: Vec<&Node> = secrets.iter().filter(|secret| !sources(secret).is_empty()).copied().collect();
     for secret in &with_tunnels {
-        check_secret(&mut checked, secret);
+        check_secret(&mut checked, source, secret);
     }
     if with_tunnels.is_empty() {
         let fix = "give a Secret with the map of tunnels under stringData.tunnels";
@@ -95,32 +104,32 @@ fn text(node: &Node) -> Option<&str> {
     }
 }
 
-/// The values under `key`; more than one is a mistake of its own.
-fn all<'a>(map: &'a Node, key: &'a str) -> impl Iterator<Item = &'a Rc<Node>> {
+/// The entries with this `key`; more than one is a mistake of its own.
+fn all<'a>(map: &'a Node, key: &'a str) -> impl Iterator<Item = &'a Entry> {
     let entries = match &map.value {
         Value::Map(entries) => entries.as_slice(),
         _ => &[],
     };
-    entries.iter().filter(move |(name, _)| text(name) == Some(key)).map(|(_, value)| value)
+    entries.iter().filter(move |(name, _)| text(name) == Some(key))
 }
 
 fn get<'a>(map: &'a Node, key: &'a str) -> Option<&'a Node> {
-    all(map, key).next().map(Rc::as_ref)
+    all(map, key).next().map(|(_, value)| value.as_ref())
 }
 
 /// Where a Secret has `tunnels`. What the API server takes is first: it lets stringData win over data.
-fn sources(secret: &Node) -> Vec<(&'static str, &Rc<Node>)> {
+fn sources(secret: &Node) -> Vec<(&'static str, &Entry)> {
     ["stringData", "data"]
         .into_iter()
-        .flat_map(|part| all(secret, part).flat_map(move |map| all(map, KEY)).map(move |node| (part, node)))
+        .flat_map(|part| all(secret, part).flat_map(move |(_, map)| all(map, KEY)).map(move |entry| (part, entry)))
         .collect()
 }
 
-fn check_secret(checked: &mut Checked, secret: &Node) {
+fn check_secret(checked: &mut Checked, source: &str, secret: &Node) {
     let sources = sources(secret);
-    let Some((part, node)) = sources.first() else { return };
+    let Some((part, (name, node))) = sources.first() else { return };
     let key = || Some(format!("{part}.{KEY}"));
-    if let Some((_, second)) = sources.iter().skip(1).find(|(other, _)| other == part) {
+    if let Some((_, (_, second))) = sources.iter().skip(1).find(|(other, _)| other == part) {
         return checked.fault(second.line, key(), "the key is given twice", "keep one of the two");
     }
     let Value::Scalar(scalar) = &node.value else {
@@ -129,20 +138,29 @@ fn check_secret(checked: &mut Checked, secret: &Node) {
     };
     let decoded;
     let document = if *part == "data" {
-        // The API server's decoder passes over line breaks, which folded YAML leaves behind (Go, encoding/base64).
-        let packed: Zeroizing<String> = Zeroizing::new(scalar.text.chars().filter(|c| !c.is_whitespace()).collect());
+        // The API server's decoder passes over line breaks and over nothing else (Go, encoding/base64).
+        let packed = Zeroizing::new(scalar.text.replace(['\r', '\n'], ""));
         let Ok(bytes) = STANDARD.decode(packed.as_bytes()) else {
-            let fix = "give the output of `base64 -w0`, or put the text itself under stringData";
-            return checked.fault(node.line, key(), "this is no base64", fix);
+            let message = if packed.contains(char::is_whitespace) {
+                "there is white space in this base64, which the API server refuses: YAML makes a space of a line's end"
+            } else {
+                "this is no base64"
+            };
+            let fix = "write it on one line, as `base64 -w0` prints it, or below `|`; or put the text itself under \
+                       stringData";
+            return checked.fault(node.line, key(), message, fix);
         };
         decoded = Zeroizing::new(bytes);
         decoded.as_slice()
     } else {
         scalar.text.as_bytes()
     };
-    let place = Place::of(part, node.line, scalar, secret);
+    let place = match *part {
+        "data" => Place::decoded(secret),
+        _ => Place::of(source, name.line, node.line, scalar),
+    };
     let before = if let Place::Block(before) = place { before } else { 0 };
-    let super::Document { tunnels, faults, lines: _ } = parse::parse_after(before, document);
+    let super::Document { tunnels, faults, faulty: _, lines: _ } = parse::parse_after(before, document);
     checked.tunnels.extend(tunnels);
     checked.faults.extend(faults.into_iter().map(|fault| place.locate(fault)));
 }
@@ -151,26 +169,34 @@ fn check_secret(checked: &mut Checked, secret: &Node) {
 enum Place {
     /// Each line is a line of the file, behind so many others.
     Block(usize),
-    /// All of it stands in this line of the file (JSON, quotes), or is folded.
+    /// All of it stands in this line of the file (JSON, quotes), or begins there and has fewer lines than the file.
     Within(usize),
     /// There is no such line in the file.
     Decoded(String),
 }
 
 impl Place {
-    fn of(part: &str, line: usize, scalar: &Scalar, secret: &Node) -> Self {
-        match (part, scalar.style) {
-            ("data", _) => {
-                let name =
-                    get(secret, "metadata").and_then(|metadata| get(metadata, "name")).and_then(|name| text(name));
-                Place::Decoded(name.map(|name| format!(" of Secret {}", shown(name))).unwrap_or_default())
-            }
-            (_, Style::Literal) => {
-                let blank = scalar.text.bytes().take_while(|byte| *byte == b'\n').count();
-                Place::Block(line.saturating_sub(blank + 1))
-            }
+    /// Of a text under stringData: `key` and `line` are where its key stands and where it begins itself.
+    fn of(source: &str, key: usize, line: usize, scalar: &Scalar) -> Self {
+        let block = matches!(scalar.style, Style::Literal | Style::Folded);
+        if block && scalar.text.trim_matches([' ', '\n']).is_empty() {
+            // It begins where the next thing does.
+            return Place::Block(key.saturating_sub(1));
+        }
+        let blank = scalar.text.bytes().take_while(|byte| *byte == b'\n').count();
+        let before = line.saturating_sub(blank + 1);
+        let is_line = |(written, read): (&str, &str)| written.trim() == read.trim();
+        match scalar.style {
+            Style::Literal => Place::Block(before),
+            // Lines that are indented further than the first stay lines, and so does nearly every document of tunnels.
+            Style::Folded if source.lines().skip(before).zip(scalar.text.lines()).all(is_line) => Place::Block(before),
             _ => Place::Within(line),
         }
+    }
+
+    fn decoded(secret: &Node) -> Self {
+        let name = get(secret, "metadata").and_then(|metadata| get(metadata, "name")).and_then(text);
+        Place::Decoded(name.map(|name| format!(" of Secret {}", shown(name))).unwrap_or_default())
     }
 
     fn locate(&self, fault: Fault) -> Fault {

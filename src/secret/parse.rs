@@ -6,6 +6,7 @@ use std::rc::Rc;
 use x25519_dalek::{PublicKey as X25519Public, StaticSecret};
 use zeroize::Zeroizing;
 
+use super::host::{self, is_subdomain};
 use super::value::{self, Wrong, is_harmless, shown};
 use super::yaml::{self, Entry, Kind, Node, Style, Trouble, Value};
 use super::{Document, Endpoint, Fault, Host, PublicKey, SecretKey, Tunnel, TunnelName, clash, suggest};
@@ -60,7 +61,10 @@ fn read(before: usize, document: &[u8]) -> Result<Vec<Entry>, Trouble> {
     };
     let what = match &root.value {
         Value::Map(entries) if entries.is_empty() => "the map is empty: there is no tunnel in it",
-        Value::Map(_) => return merged(root),
+        Value::Map(_) => {
+            let (entries, doubled) = merged(root)?;
+            return doubled.into_iter().next().map_or(Ok(entries), Err);
+        }
         Value::List(_) => "this is a list, not a map of tunnels",
         Value::Tagged => "this has a tag (!…) that is not supported",
         Value::Scalar(scalar) if scalar.kind() == Kind::Null => "the document is empty",
@@ -69,20 +73,35 @@ fn read(before: usize, document: &[u8]) -> Result<Vec<Entry>, Trouble> {
     Err(trouble(root.line, what, FIX))
 }
 
-/// A map's entries, with what its merge keys (`<<`) bring in behind its own; its own win, then the earlier.
-fn merged(node: &Node) -> Result<Vec<Entry>, Trouble> {
+/// A map's entries, with what its merge keys (`<<`) bring in behind its own; its own win, then the earlier. Beside them
+/// what is said of each merge key that is not the first of its map.
+fn merged(node: &Node) -> Result<(Vec<Entry>, Vec<Trouble>), Trouble> {
+    let mut doubled = BTreeMap::new();
+    let entries = merge(node, &mut doubled)?;
+    Ok((entries, doubled.into_values().collect()))
+}
+
+/// The same; `doubled` is by line, since an anchor may be merged time and again.
+fn merge(node: &Node, doubled: &mut BTreeMap<usize, Trouble>) -> Result<Vec<Entry>, Trouble> {
     const FIX: &str = "write `<<: *anchor` with the anchor of a map";
     let Value::Map(own) = &node.value else { return Err(trouble(node.line, "only a map can be merged (<<)", FIX)) };
     let is_merge = |key: &Node| matches!(&key.value, Value::Scalar(s) if s.style == Style::Plain && *s.text == "<<");
     let mut entries: Vec<Entry> = own.iter().filter(|(key, _)| !is_merge(key)).cloned().collect();
     let mut known: BTreeSet<String> = entries.iter().filter_map(|(key, _)| name_of(key)).collect();
-    for (_, source) in own.iter().filter(|(key, _)| is_merge(key)) {
+    let mut first = None;
+    for (key, source) in own.iter().filter(|(key, _)| is_merge(key)) {
+        if let Some(first) = first {
+            let message = format!("`<<` is given twice, first in line {first}");
+            let fix = "merge several maps with one: `<<: [*first, *second]`";
+            doubled.insert(key.line, trouble(key.line, &message, fix));
+        }
+        first.get_or_insert(key.line);
         let sources: Vec<&Node> = match &source.value {
             Value::List(items) => items.iter().map(Rc::as_ref).collect(),
             _ => vec![source],
         };
         for source in sources {
-            let mut brought = merged(source)?;
+            let mut brought = merge(source, doubled)?;
             brought.retain(|(key, _)| name_of(key).is_none_or(|name| !known.contains(&name)));
             known.extend(brought.iter().filter_map(|(key, _)| name_of(key)));
             entries.append(&mut brought);
@@ -91,6 +110,7 @@ fn merged(node: &Node) -> Result<Vec<Entry>, Trouble> {
     Ok(entries)
 }
 
+/// A key that is text, or a number or a truth value, which are text as well.
 fn name_of(key: &Node) -> Option<String> {
     match &key.value {
         Value::Scalar(scalar) if scalar.kind() != Kind::Null => Some(scalar.text.to_string()),
@@ -137,7 +157,10 @@ pub(super) type At<T> = Option<(T, usize)>;
 /// A tunnel as far as it could be read.
 pub(super) struct Draft {
     pub(super) line: usize,
+    /// Empty if its key is none: see `named`.
     pub(super) name: String,
+    /// Is the key a name? What is none can be no other's double.
+    pub(super) named: bool,
     pub(super) vip: At<std::net::Ipv4Addr>,
     pub(super) private_key: At<Zeroizing<[u8; 32]>>,
     pub(super) peer_public_key: At<Zeroizing<[u8; 32]>>,
@@ -154,10 +177,11 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    fn new(line: usize, name: String) -> Self {
+    fn new(line: usize, name: Option<String>) -> Self {
         Self {
             line,
-            name,
+            named: name.is_some(),
+            name: name.unwrap_or_default(),
             vip: None,
             private_key: None,
             peer_public_key: None,
@@ -202,14 +226,11 @@ fn tunnels(entries: &[Entry]) -> Document {
     let mut report = Report::default();
     let mut drafts: Vec<Draft> = Vec::new();
     for (position, (key, settings)) in entries.iter().enumerate() {
-        let name = match &key.value {
-            Value::Scalar(scalar) => scalar.text.to_string(),
-            _ => String::new(),
-        };
-        check_name(&mut report, key, &name);
+        let name = name_of(key);
+        check_name(&mut report, key);
         if position >= MOST_TUNNELS {
             let wrong = Wrong::new(format!("this is tunnel {}", position + 1), format!("keep at most {MOST_TUNNELS}"));
-            report.fault(key.line, &name, None, wrong);
+            report.fault(key.line, &name.unwrap_or_default(), None, wrong);
             continue;
         }
         let mut draft = draft(&mut report, key.line, name, settings);
@@ -230,15 +251,27 @@ fn tunnels(entries: &[Entry]) -> Document {
     }
     let lines = drafts.iter().filter_map(|draft| Some((TunnelName::new(&draft.name)?, draft.line))).collect();
     let sound = drafts.into_iter().filter(|draft| !faulty.contains(&draft.name));
-    Document { tunnels: sound.filter_map(Draft::into_tunnel).collect(), faults, lines }
+    let tunnels = sound.filter_map(Draft::into_tunnel).collect();
+    Document { tunnels, faults, faulty: faulty.iter().filter_map(|name| TunnelName::new(name)).collect(), lines }
 }
 
-fn check_name(report: &mut Report, key: &Node, name: &str) {
+fn check_name(report: &mut Report, key: &Node) {
     const FIX: &str = "name the tunnel with 1 to 15 of a-z A-Z 0-9 . _ -";
-    let is_text = matches!(&key.value, Value::Scalar(scalar) if scalar.kind() != Kind::Null);
-    let message = if !is_text {
-        "this is no tunnel's name".to_owned()
-    } else if TunnelName::new(name).is_none() {
+    let no_name = |message: &str| Wrong::new(message, FIX);
+    let name = match &key.value {
+        Value::Scalar(scalar) if scalar.kind() == Kind::Null => {
+            let message = format!("{} means no value to YAML, so it is no name", shown(&scalar.text));
+            let fix = format!("{FIX}, in quotes if YAML takes it for something else");
+            return report.fault(key.line, "", None, Wrong::new(message, fix));
+        }
+        Value::Scalar(scalar) => scalar.text.as_str(),
+        Value::List(_) => return report.fault(key.line, "", None, no_name("the name is a list, not text")),
+        Value::Map(_) => return report.fault(key.line, "", None, no_name("the name is a map, not text")),
+        Value::Tagged => {
+            return report.fault(key.line, "", None, no_name("the name has a tag (!…) that is not supported"));
+        }
+    };
+    let message = if TunnelName::new(name).is_none() {
         format!("{} cannot be an interface's name", shown(name))
     } else if matches!(name, "all" | "default") {
         // net/ipv4/devinet.c, sysctl_dev_name_is_allowed: the kernel keeps these two for itself.
@@ -253,15 +286,8 @@ fn check_name(report: &mut Report, key: &Node, name: &str) {
     report.fault(key.line, name, None, Wrong::new(message, FIX));
 }
 
-/// A lower-case DNS subdomain (RFC 1123), as Kubernetes wants its objects' names.
-fn is_subdomain(name: &str) -> bool {
-    let outer = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    name.split('.')
-        .all(|label| label.starts_with(outer) && label.ends_with(outer) && label.chars().all(|c| outer(c) || c == '-'))
-}
-
 /// Reads one tunnel's settings.
-fn draft(report: &mut Report, line: usize, name: String, settings: &Node) -> Draft {
+fn draft(report: &mut Report, line: usize, name: Option<String>, settings: &Node) -> Draft {
     const FIX: &str = "write its settings below its name: vip, privateKey, peerPublicKey and peerEndpoint at least";
     let mut draft = Draft::new(line, name);
     let entries = match &settings.value {
@@ -272,8 +298,8 @@ fn draft(report: &mut Report, line: usize, name: String, settings: &Node) -> Dra
         Value::Scalar(scalar) if scalar.kind() == Kind::Null => Err("the tunnel has no settings"),
         Value::Scalar(_) => Err("the tunnel is a single value, not a map of settings"),
     };
-    let entries = match entries {
-        Ok(Ok(entries)) => entries,
+    let (entries, doubled) = match entries {
+        Ok(Ok(read)) => read,
         Ok(Err(Trouble { line: at, message, fix })) => {
             report.fault(at, &draft.name, Some("<<"), Wrong::new(message, fix));
             return draft;
@@ -283,6 +309,9 @@ fn draft(report: &mut Report, line: usize, name: String, settings: &Node) -> Dra
             return draft;
         }
     };
+    for Trouble { line: at, message, fix } in doubled {
+        report.fault(at, &draft.name, Some("<<"), Wrong::new(message, fix));
+    }
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     for (key, node) in &entries {
         let Some(text) = name_of(key) else {
@@ -346,12 +375,12 @@ fn setting(draft: &mut Draft, key: &str, line: usize, node: &Node) -> Result<(),
         "privateKey" => keep(&mut draft.private_key, line, value::key(node)),
         "peerPublicKey" => keep(&mut draft.peer_public_key, line, value::key(node)),
         "presharedKey" => keep(&mut draft.preshared_key, line, value::key(node)),
-        "peerEndpoint" => keep(&mut draft.endpoint, line, value::endpoint(node)),
+        "peerEndpoint" => keep(&mut draft.endpoint, line, host::endpoint(node)),
         "listenPort" => keep(&mut draft.listen_port, line, value::number(node, 1, u16::MAX)),
         "persistentKeepalive" => keep(&mut draft.persistent_keepalive, line, value::number(node, 0, u16::MAX)),
         "mtu" => keep(&mut draft.mtu, line, value::number(node, 1280, 9000)),
         "controlPlane" => keep(&mut draft.control_plane, line, value::boolean(node)),
-        "publicAddress" => keep(&mut draft.public_address, line, value::public_address(node)),
+        "publicAddress" => keep(&mut draft.public_address, line, host::public_address(node)),
         _ => Err(vec![suggest::unknown(key)]),
     }
 }

@@ -172,7 +172,7 @@ proptest! {
 
     #[test]
     fn what_is_rendered_is_read_back(tunnels in tunnels()) {
-        let Document { tunnels: read, faults, lines: _ } = parse(render(&tunnels).as_bytes());
+        let Document { tunnels: read, faults, faulty: _, lines: _ } = parse(render(&tunnels).as_bytes());
         prop_assert_eq!(faults, vec![]);
         prop_assert_eq!(read, tunnels);
     }
@@ -193,12 +193,17 @@ proptest! {
     #[test]
     fn a_key_in_any_wrong_place_is_not_told(
         key in key(), place in 0usize..8, tunnels in tunnels(), url_safe in any::<bool>(), hex in any::<bool>(),
+        breaks in vec(any::<prop::sample::Index>(), 0..4), between in "[ \u{a0}|;%]|  |%20|%0A|%2B|\\\\n",
     ) {
-        let key = match (url_safe, hex) {
+        let whole: String = match (url_safe, hex) {
             (_, true) => key.iter().map(|byte| format!("{byte:02x}")).collect(),
             (true, _) => base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(key),
             _ => STANDARD.encode(key),
         };
+        let mut key = whole.clone();
+        for at in breaks {
+            key.insert_str(at.index(key.len()) / 4 * 4, &between);
+        }
         let good = render(&tunnels);
         let bad = match place {
             0 => format!("{key}:\n  vip: 10.0.0.1\n{good}"),
@@ -211,7 +216,7 @@ proptest! {
             _ => format!("kind: {key}\ndata: {key}\n"),
         };
         let told = told(bad.as_bytes());
-        prop_assert_eq!(leaks(&told, &key), None, "in {}", told);
+        prop_assert_eq!(leaks(&told, &whole), None, "in {}", told);
     }
 
     #[test]
@@ -222,6 +227,7 @@ proptest! {
                 let sound = document.tunnels.iter().filter(|tunnel| tunnel.name == *name).count();
                 let told = document.faults.iter().any(|fault| fault.tunnel.as_deref() == Some(name.as_str()));
                 prop_assert_eq!(sound, usize::from(!told), "{}: {:?}", name, document);
+                prop_assert_eq!(document.faulty.contains(name), told, "{}: {:?}", name, document);
             }
         } else {
             prop_assert_eq!(document.tunnels, vec![]);

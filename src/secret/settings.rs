@@ -12,6 +12,8 @@ use super::{Document, Fault, Tunnel, TunnelName, clash};
 pub struct Settings {
     good: BTreeMap<TunnelName, Tunnel>,
     faults: Vec<Fault>,
+    /// Tunnels of the last document with faults, told or not.
+    faulty: BTreeSet<TunnelName>,
     readable: bool,
 }
 
@@ -39,7 +41,7 @@ impl Settings {
     /// Takes a document over as far as it is sound, and tells what that changed.
     pub fn apply(&mut self, document: Document) -> Change {
         let readable = document.is_readable();
-        let Document { tunnels, mut faults, lines } = document;
+        let Document { tunnels, mut faults, mut faulty, lines } = document;
         let mut good: BTreeMap<TunnelName, Tunnel> =
             tunnels.into_iter().map(|tunnel| (tunnel.name.clone(), tunnel)).collect();
         if !faults.is_empty() {
@@ -59,7 +61,9 @@ impl Settings {
             removed: self.good.keys().filter(|name| !good.contains_key(name)).cloned().collect(),
             faults_changed: faults != self.faults,
         };
-        *self = Self { good, faults, readable };
+        // Of names that can be no tunnel's, being too many, a hostile document may have any number.
+        faulty.retain(|name| good.contains_key(name) || lines.contains_key(name));
+        *self = Self { good, faults, faulty, readable };
         change
     }
 
@@ -117,7 +121,8 @@ impl Settings {
 
     /// `wirevip_config_valid`: for each tunnel that is served or at fault, are the last document's settings of it sound?
     pub fn valid(&self) -> BTreeMap<String, bool> {
-        let faulty: BTreeSet<&str> = self.faults.iter().filter_map(|fault| fault.tunnel.as_deref()).collect();
+        let told = self.faults.iter().filter_map(|fault| fault.tunnel.as_deref());
+        let faulty: BTreeSet<&str> = told.chain(self.faulty.iter().map(TunnelName::as_str)).collect();
         let served = self.good.keys().map(TunnelName::as_str);
         let known: BTreeSet<&str> = served.chain(faulty.iter().copied()).collect();
         known.into_iter().map(|name| (name.to_owned(), self.readable && !faulty.contains(name))).collect()
@@ -170,6 +175,28 @@ mod tests {
         assert_eq!(names(&change.changed), ["b"]);
         assert_eq!(names(&change.removed), ["a"]);
         assert!(settings.apply(parse(next.as_bytes())).is_empty());
+    }
+
+    #[test]
+    fn a_public_address_is_served_as_kubernetes_takes_it_and_a_hub_as_it_is_written() {
+        let long = "A2345678.".repeat(28);
+        for (written, taken) in [
+            ("Shop.Example.ORG.", Some("shop.example.org")),
+            ("shop", Some("shop")),
+            ("2001:DB8::1", Some("2001:db8::1")),
+            ("my_shop.example.org", None),
+            // 253 characters beside the dot, and one more.
+            (&format!("{long}x."), Some(&*format!("{long}x").to_lowercase())),
+            (&format!("{long}xy"), None),
+        ] {
+            let document = tunnel("a", "10.0.0.1", &format!(", publicAddress: '{written}'"));
+            let tunnels = parse(document.as_bytes()).tunnels;
+            let public = tunnels.first().and_then(|tunnel| tunnel.public_address.as_ref());
+            assert_eq!(public.map(ToString::to_string).as_deref(), taken, "{written}");
+        }
+        let document = tunnel("a", "10.0.0.1", "").replace("hub:1", "My_Hub.Example.org.:1");
+        let tunnels = parse(document.as_bytes()).tunnels;
+        assert_eq!(tunnels.first().map(|tunnel| tunnel.endpoint.to_string()).as_deref(), Some("My_Hub.Example.org.:1"));
     }
 
     #[test]
@@ -245,5 +272,30 @@ mod tests {
         settings.apply(parse((tunnel("b", "10.0.0.2", "") + "a: {}\n").as_bytes()));
         assert_eq!(served(&settings), ["a 10.0.0.1 51820", "b 10.0.0.2 51821"]);
         assert_eq!(settings.faults().len(), 2);
+    }
+
+    #[test]
+    fn a_tunnel_may_be_called_like_the_fence_of_another() {
+        // `ruleset::unambiguous` keeps their tables apart.
+        started(&(two() + &tunnel("a_fence", "10.0.0.3", "")));
+        // And beside one that is kept.
+        let mut settings = started(&two());
+        let next = "bad: {}\n".to_owned() + &tunnel("a_fence", "10.0.0.3", ", listenPort: 7");
+        assert_eq!(names(&settings.apply(parse(next.as_bytes())).added), ["a_fence"]);
+        assert_eq!(served(&settings), ["a 10.0.0.1 51820", "a_fence 10.0.0.3 7", "b 10.0.0.2 51821"]);
+    }
+
+    #[test]
+    fn a_tunnel_whose_faults_are_too_many_to_tell_is_invalid_all_the_same() {
+        let mut settings = started(&two());
+        let many: String = (0..1500).map(|number| format!(", k{number}: x")).collect();
+        let next = tunnel("a", "10.0.0.1", &many) + &tunnel("b", "10.0.0.2", ", mtu: 1") + "c: {}\n";
+        assert!(settings.apply(parse(next.as_bytes())).is_empty());
+        assert_eq!(settings.faults().len(), 1001);
+        let valid = ["a", "b", "c"].map(|name| (name.to_owned(), false));
+        assert_eq!(settings.valid(), BTreeMap::from(valid));
+        // And sound again with the next document.
+        settings.apply(parse(two().as_bytes()));
+        assert_eq!(settings.valid(), BTreeMap::from(["a", "b"].map(|name| (name.to_owned(), true))));
     }
 }

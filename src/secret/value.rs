@@ -4,7 +4,7 @@
 //! never.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use base64::Engine;
@@ -13,7 +13,6 @@ use ipnet::{IpNet, Ipv4Net};
 use zeroize::Zeroizing;
 
 use super::yaml::{Kind, Node, Scalar, Value};
-use super::{Endpoint, Host};
 
 /// What is wrong with a value, and what would be right.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -30,22 +29,45 @@ impl Wrong {
     }
 }
 
-type Checked<T> = Result<T, Wrong>;
+pub(super) type Checked<T> = Result<T, Wrong>;
 
 /// A piece of the document as a message may show it: short, in quotes, and nothing that could be (part of) a key.
 pub(super) fn shown(text: &str) -> String {
     if is_harmless(text) { format!("`{text}`") } else { format!("a text of {} characters", text.chars().count()) }
 }
 
-/// No control characters, not long, and no run that looks like base64 or hex of a key.
+/// No control characters, not long, and nothing in it that looks like base64 or hex of a key.
 pub(super) fn is_harmless(text: &str) -> bool {
-    let like_a_key = |run: &str| {
-        let upper = run.bytes().any(|b| b.is_ascii_uppercase());
-        let lower = run.bytes().any(|b| b.is_ascii_lowercase());
-        run.len() >= 32 || (run.len() >= 20 && upper && lower)
-    };
-    let splits = |c: char| !(c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=' | '_' | '-'));
-    text.chars().count() <= 80 && !text.chars().any(char::is_control) && !text.split(splits).any(like_a_key)
+    text.chars().count() <= 80
+        && !text.chars().any(char::is_control)
+        && ![text, &unescaped(text)].into_iter().any(has_key_material)
+}
+
+/// A key may be broken up by spaces, quotes or whatever it was pasted with: only what stands between the parts of
+/// addresses and host names ends a run, and all else that is of no key is passed over.
+fn has_key_material(text: &str) -> bool {
+    text.split(['.', ':']).any(|run| {
+        let run = || run.bytes().filter(|b| b.is_ascii_alphanumeric() || b"+/=_-".contains(b));
+        let (upper, lower) = (run().any(|b| b.is_ascii_uppercase()), run().any(|b| b.is_ascii_lowercase()));
+        run().count() >= 32 || (run().count() >= 20 && upper && lower)
+    })
+}
+
+/// Each `%XX` as the character that it stands for, as in a URL.
+fn unescaped(text: &str) -> Zeroizing<String> {
+    let mut parts = text.split('%');
+    let mut plain = Zeroizing::new(String::with_capacity(text.len()));
+    plain.push_str(parts.next().unwrap_or_default());
+    for part in parts {
+        match part.split_at_checked(2).map(|(code, rest)| (u8::from_str_radix(code, 16), rest)) {
+            Some((Ok(code), rest)) => {
+                plain.push(char::from(code));
+                plain.push_str(rest);
+            }
+            _ => plain.push_str(part),
+        }
+    }
+    plain
 }
 
 /// The scalar as text. Fails on a list, a map, nothing, or what YAML takes for a number or a truth value.
@@ -191,7 +213,7 @@ fn one_vip(node: &Node) -> Checked<Ipv4Addr> {
 }
 
 /// What keeps an address from being some host's (IANA special-purpose registry).
-fn unusable_v4(address: Ipv4Addr) -> Option<&'static str> {
+pub(super) fn unusable_v4(address: Ipv4Addr) -> Option<&'static str> {
     match address.octets() {
         [0, ..] => Some("in 0.0.0.0/8, \"this network\""),
         [127, ..] => Some("a loopback address"),
@@ -202,19 +224,8 @@ fn unusable_v4(address: Ipv4Addr) -> Option<&'static str> {
     }
 }
 
-fn unusable(address: IpAddr) -> Option<&'static str> {
-    match address {
-        // A hub on loopback is of no use in a pod, but it is some host's, and handy in a test.
-        IpAddr::V4(address) if address.is_loopback() => None,
-        IpAddr::V4(address) => unusable_v4(address),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Some("the unspecified address"),
-        IpAddr::V6(address) if address.is_multicast() => Some("a multicast address"),
-        IpAddr::V6(_) => None,
-    }
-}
-
 /// A number as people write it: no sign, no leading zero.
-fn decimal<T: FromStr + fmt::Display>(text: &str) -> Option<T> {
+pub(super) fn decimal<T: FromStr + fmt::Display>(text: &str) -> Option<T> {
     text.parse::<T>().ok().filter(|number| number.to_string() == text)
 }
 
@@ -270,76 +281,44 @@ fn cidr(node: &Node) -> Checked<IpNet> {
     Ok(net)
 }
 
-/// `host:port`, `v4:port` or `[v6]:port`.
-pub(super) fn endpoint(node: &Node) -> Checked<Endpoint> {
-    const EXAMPLE: &str = "host:port, such as vpn.example.com:51820";
-    let fix = format!("write {EXAMPLE}");
-    let text = string(node, EXAMPLE)?;
-    if let Ok(address) = text.parse::<Ipv6Addr>() {
-        let message = format!("{} has no brackets", shown(text));
-        return Err(Wrong::new(message, format!("write [{address}]:51820, with the hub's port")));
-    }
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => rest.split_once("]:"),
-        None => text.rsplit_once(':'),
-    }
-    .ok_or_else(|| Wrong::new(format!("{} has no port", shown(text)), fix.clone()))?;
-    let host = if text.starts_with('[') {
-        let address = host.parse::<Ipv6Addr>().map(|address| Host::Address(IpAddr::V6(address)));
-        address.map_err(|_| Wrong::new(format!("{} has no IPv6 address in its brackets", shown(text)), fix.clone()))?
-    } else {
-        self::host(host).map_err(|why| Wrong::new(format!("{}: {why}", shown(text)), fix.clone()))?
-    };
-    if let Host::Address(address) = host
-        && let Some(why) = unusable(address)
-    {
-        return Err(Wrong::new(format!("{} is no hub's address: it is {why}", shown(text)), fix));
-    }
-    let port = decimal::<u16>(port).filter(|port| *port > 0);
-    let port =
-        port.ok_or_else(|| Wrong::new(format!("{} has a bad port", shown(text)), "write a port from 1 to 65535"))?;
-    Ok(Endpoint { host, port })
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// An address or a DNS name under which clients reach the hub.
-pub(super) fn public_address(node: &Node) -> Checked<Host> {
-    const EXAMPLE: &str = "an IP address or a DNS name, such as vpn.example.com";
-    let fix = format!("write {EXAMPLE}");
-    let text = string(node, EXAMPLE)?;
-    let host = match text.parse::<Ipv6Addr>() {
-        Ok(address) => Host::Address(IpAddr::V6(address)),
-        Err(_) => self::host(text).map_err(|why| Wrong::new(format!("{}: {why}", shown(text)), fix.clone()))?,
-    };
-    match host {
-        Host::Address(address) => match unusable(address) {
-            Some(why) => Err(Wrong::new(format!("{} is no client's way in: it is {why}", shown(text)), fix)),
-            None => Ok(host),
-        },
-        Host::Name(_) => Ok(host),
+    #[test]
+    fn key_material_is_not_shown_however_it_is_broken_up() {
+        for text in [
+            "kJ8Yw3zTQm5rVb0sHd2fLx7u",
+            "kJ8Yw3zTQm5rVb0sHd2 fLx7uPa9eGi6oNcKvXy",
+            "kJ8Yw3 zTQm5r Vb0sHd 2fLx7u",
+            "kJ8Yw3zTQm5rVb0sHd2%2BfLx7uPa9eGi6oNcKvXy",
+            "kJ8Yw3zTQm5%20rVb0sHd2fLx",
+            "%6bj8yw3ztqm5rvb0s%48d2f",
+            "kJ8Yw3zTQm5\u{a0}rVb0sHd2fLx",
+            "kJ8Yw3zTQm5\u{200b}rVb0sHd2fLx",
+            "\"kJ8Yw3zTQm5\" \"rVb0sHd2fLx\"",
+            "90a9 18c3 7cd3 426e 6b55 bd2c 1ddd 9f2c",
+            "90%a918c37cd3426e6b55bd2c1ddd9f2c0b",
+        ] {
+            let told = shown(text);
+            assert_eq!(told, format!("a text of {} characters", text.chars().count()));
+        }
     }
-}
 
-/// An IPv4 address or a DNS name (RFC 1123, with `_` since some resolvers' names have it).
-fn host(text: &str) -> Result<Host, &'static str> {
-    if let Ok(address) = text.parse::<Ipv4Addr>() {
-        return Ok(Host::Address(IpAddr::V4(address)));
+    #[test]
+    fn what_people_write_by_mistake_is_shown() {
+        for text in [
+            "10.99.0.1 ",
+            "10.99.0.1 and 10.99.0.2",
+            "10.0.0.0/8, 192.168.100.0/24, 172.16.0.0/12",
+            "vpn.example.com:51820",
+            "https://vpn.example.com:443",
+            "[2001:db8:1111:2222:3333:4444:5555:6666]:51820",
+            "Hub-A.eu-west-1.Compute.example.com",
+            "no key at all",
+            "100%",
+        ] {
+            assert_eq!(shown(text), format!("`{text}`"));
+        }
     }
-    let name = text.strip_suffix('.').unwrap_or(text);
-    let sound = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    if name.is_empty() {
-        return Err("there is no host");
-    }
-    if name.len() > 253 || !name.split('.').all(sound) {
-        return Err("this is neither an IPv4 address nor a DNS name (an IPv6 address goes in brackets)");
-    }
-    // No top-level domain is a number: resolvers take such a name for an address (WHATWG URL, "ends in a number").
-    if name.rsplit('.').next().is_some_and(|label| label.bytes().all(|b| b.is_ascii_digit())) {
-        return Err("this looks like an IPv4 address but is none");
-    }
-    Ok(Host::Name(text.to_owned()))
 }

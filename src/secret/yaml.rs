@@ -58,6 +58,8 @@ pub(crate) enum Style {
     Quoted,
     /// A block scalar (`|`): each line of it is a line of the document; `line` is its first one that is not empty.
     Literal,
+    /// A folded block scalar (`>`): some lines of the document may have become one; `line` is as for `Literal`.
+    Folded,
 }
 
 /// What a plain scalar is by the YAML 1.2 core schema.
@@ -190,6 +192,7 @@ impl Builder {
                     (ScalarStyle::Plain, None) => Style::Plain,
                     (ScalarStyle::Plain, Some(tag)) if !is_text_tag(tag) => Style::Plain,
                     (_, Some(tag)) if tag.is_yaml_core_schema() && !is_text_tag(tag) => Style::Plain,
+                    (ScalarStyle::Folded, _) => Style::Folded,
                     _ => Style::Quoted,
                 };
                 let known = tag.is_none_or(|tag| is_text_tag(&tag) || tag.is_yaml_core_schema());

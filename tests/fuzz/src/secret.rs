@@ -114,7 +114,8 @@ fn is_read_back(tunnels: &[Tunnel]) {
         map.insert(name.to_string(), entry);
     }
     if !map.is_empty() {
-        let Document { tunnels: mut read, faults, lines: _ } = parse(Value::Object(map).to_string().as_bytes());
+        let Document { tunnels: mut read, faults, faulty: _, lines: _ } =
+            parse(Value::Object(map).to_string().as_bytes());
         assert_eq!(faults, vec![], "of what was sound");
         let mut tunnels = tunnels.to_vec();
         for all in [&mut read, &mut tunnels] {
