@@ -25,6 +25,7 @@ use wirevip::metrics::Metrics;
 use wirevip::ruleset::testing::FakeFirewall;
 use wirevip::ruleset::{Entry, Firewall, Side};
 use wirevip::secret::TunnelName;
+use wirevip::services::Forwards;
 use wirevip::status::Snapshot;
 use wirevip::tunnel::testing::{Call, FakePod, settings};
 use wirevip::tunnel::{HostNet, Slot};
@@ -45,6 +46,8 @@ struct Pod {
     lives: u64,
     /// Its tunnel may be held, and be taken over by its next life.
     holds: bool,
+    /// What its next life is told of the Services at first.
+    forwards: Option<Arc<Forwards>>,
 }
 
 struct Process {
@@ -66,6 +69,7 @@ impl Pod {
             process: None,
             lives: 0,
             holds: false,
+            forwards: Some(Arc::default()),
             name,
         }
     }
@@ -83,7 +87,7 @@ impl Pod {
         let campaign = Campaign::spawn(self.way.clone(), clock, elector, StdRng::seed_from_u64(self.lives));
         let nic = self.kernel.nic().await.unwrap();
         let (settings_tx, settings_rx) = watch::channel(Arc::new(settings("wg0")));
-        let (forwards_tx, forwards_rx) = watch::channel(Some(Arc::default()));
+        let (forwards_tx, forwards_rx) = watch::channel(self.forwards.clone());
         let (hub_tx, hub_rx) = watch::channel(Whereabouts::from(SocketAddr::from(([192, 0, 2, 1], 51820))));
         let (stop, stop_rx) = watch::channel(None);
         let (snapshot_tx, snapshot) = watch::channel(Snapshot::standby(Arc::new(settings("wg0"))));
@@ -113,9 +117,14 @@ impl Pod {
         }
     }
 
+    /// SIGTERM.
+    fn stop(&self) {
+        self.process.as_ref().unwrap().stop.send_replace(Some(Ending::HandOver));
+    }
+
     async fn terminate(&mut self) {
+        self.stop();
         let process = self.process.take().unwrap();
-        process.stop.send_replace(Some(Ending::HandOver));
         process.actor.await.unwrap();
         assert!(self.clean(), "{} left something behind", self.name);
     }
@@ -262,6 +271,24 @@ async fn a_leader_restarted_in_place_takes_over_what_its_former_life_held() {
     world.pass(Duration::from_secs(10)).await;
     assert_eq!(world.leader(), leader);
     assert_eq!(world.pods[leader].touched(), touched, "{:?}", world.pods[leader].kernel.calls());
+}
+
+/// The kernel lets it speak to the end of the tenure that its former life had armed.
+#[tokio::test(start_paused = true)]
+async fn i2_a_leader_restarted_in_place_is_silent_before_it_gives_its_lease_back() {
+    let mut world = World::holding(2, true).await;
+    world.serving(LEASE).await;
+    world.pass(LEASE).await;
+    let leader = world.leader();
+    world.pods[leader].kill();
+    assert!(world.pods[leader].speaks(), "the kernel goes on speaking");
+    // It knows no Services, and so does not lead again.
+    world.pods[leader].forwards = None;
+    world.pods[leader].start().await;
+    world.pods[leader].stop();
+    world.serving_other(leader, Duration::from_millis(500)).await;
+    world.pass(Duration::from_secs(3)).await;
+    assert!(world.pods[leader].clean());
 }
 
 #[tokio::test(start_paused = true)]

@@ -127,11 +127,14 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
 
     /// Runs until stopped; then the Lease is given back, and nothing of the tunnel is left in the kernel.
     pub async fn run(mut self, round: impl Fn()) {
-        // Nothing of the tunnel is there, the clean-up at start saw to it, or it is in hold.
         if let Some(found) = self.found.take() {
             self.inherit(&found).await;
         }
-        self.gate.quiet();
+        // Nothing of the tunnel is there, the clean-up at start saw to it. What was taken over may be heard until its
+        // fence was told to hold, which is a step of the controller's, as is the word to the campaign.
+        if !self.controller.linked() {
+            self.gate.quiet();
+        }
         self.take_inputs();
         let mut resigning = None;
         loop {
