@@ -324,6 +324,38 @@ async fn a_leader_restarted_when_another_leads_takes_its_tunnel_down() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_tunnel_that_lost_its_fence_while_it_was_to_be_taken_over_is_made_anew() {
+    let mut world = World::holding(1, true).await;
+    world.serving(LEASE).await;
+    let touched = world.pods[0].touched();
+    world.pods[0].kill();
+    world.pods[0].start().await;
+    world.pods[0].firewall.delete_behind_our_back("wirevip_wg0_fence");
+    world.serving(LEASE).await;
+    assert!(world.pods[0].touched() > touched, "taken over without a fence");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_cannot_remove_what_an_earlier_life_left_ends_when_told_and_keeps_the_lease() {
+    let mut world = World::holding(2, true).await;
+    world.serving(LEASE).await;
+    let leader = world.leader();
+    let pod = &mut world.pods[leader];
+    pod.kill();
+    pod.start().await;
+    pod.firewall.delete_behind_our_back("wirevip_wg0_fence");
+    pod.kernel.fail(Call::Discard, u32::MAX);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(pod.speaks(), "nothing keeps it from speaking");
+    let holder = world.server.record().unwrap().holder;
+    let pod = &mut world.pods[leader];
+    pod.stop();
+    tokio::time::timeout(Duration::from_secs(3), pod.process.take().unwrap().actor).await.unwrap().unwrap();
+    assert_eq!(world.server.record().unwrap().holder, holder, "given back while it may be heard");
+    assert_eq!(holder, world.pods[leader].name);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_leader_restarted_without_leave_to_hold_clears_everything_away() {
     let mut world = World::holding(1, true).await;
     world.serving(LEASE).await;

@@ -127,8 +127,11 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
 
     /// Runs until stopped; then the Lease is given back, and nothing of the tunnel is left in the kernel.
     pub async fn run(mut self, round: impl Fn()) {
-        if let Some(found) = self.found.take() {
-            self.inherit(&found).await;
+        if let Some(found) = self.found.take()
+            && !self.adopt(&found).await
+            && !self.discard(&found, &round).await
+        {
+            return;
         }
         // Nothing of the tunnel is there, the clean-up at start saw to it. What was taken over may be heard until its
         // fence was told to hold, which is a step of the controller's, as is the word to the campaign.
@@ -170,24 +173,37 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         }
     }
 
-    async fn inherit(&mut self, found: &Found) {
+    /// `false`: it cannot be used.
+    async fn adopt(&mut self, found: &Found) -> bool {
         let plan = |hub| self.controller.plan_at(hub);
         match inheritance::adopt(&*self.link, &mut self.firewall, found, plan).await {
             Ok(Some((plan, stats))) => {
                 tracing::info!(tunnel = %found.name, "took over the tunnel that an earlier life left in hold");
                 let transitions = found.alias.transitions().unwrap_or(i32::MIN);
                 self.controller.inherit(plan, transitions, stats, self.clock.now());
-                return;
+                return true;
             }
             Ok(None) => {
                 tracing::info!(tunnel = %found.name, "an earlier life had other settings; taking its tunnel down")
             }
             Err(error) => tracing::warn!(tunnel = %found.name, %error, "what an earlier life left cannot be used"),
         }
+        false
+    }
+
+    /// Again and again until it is gone. `false`: the process ends before that. The campaign never heard that this pod is
+    /// quiet; a Lease of the earlier life's runs out, and the next life removes what is left.
+    async fn discard(&mut self, found: &Found, round: &impl Fn()) -> bool {
         while let Err(error) = inheritance::discard(&*self.net, &mut self.firewall, found).await {
+            round();
             tracing::warn!(tunnel = %found.name, %error, "what an earlier life left cannot be removed; trying again");
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::select! {
+                biased;
+                Ok(_) = self.inputs.stop.wait_for(|stop| *stop == Some(Ending::HandOver)) => return false,
+                () = self.clock.sleep(ROUND) => {}
+            }
         }
+        true
     }
 
     fn take_leadership(&mut self) {
