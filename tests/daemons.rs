@@ -24,7 +24,7 @@ use wirevip::inheritance;
 use wirevip::metrics::Metrics;
 use wirevip::ruleset::testing::FakeFirewall;
 use wirevip::ruleset::{Entry, Firewall, Side};
-use wirevip::secret::TunnelName;
+use wirevip::secret::{Endpoint, Host, SecretKey, Tunnel, TunnelName};
 use wirevip::services::Forwards;
 use wirevip::status::Snapshot;
 use wirevip::tunnel::testing::{Call, FakePod, settings};
@@ -54,8 +54,10 @@ struct Process {
     actor: JoinHandle<()>,
     stop: watch::Sender<Option<Ending>>,
     snapshot: watch::Receiver<Snapshot>,
-    /// Kept so that the inputs stay.
-    _inputs: Box<dyn std::any::Any>,
+    settings: watch::Sender<Arc<Tunnel>>,
+    hub: watch::Sender<Whereabouts>,
+    /// Kept so that the input stays.
+    _forwards: watch::Sender<Option<Arc<Forwards>>>,
 }
 
 impl Pod {
@@ -107,7 +109,8 @@ impl Pod {
         let kernel = (Arc::new(self.kernel.clone()), Arc::new(self.kernel.clone()), self.firewall.clone());
         let actor = Actor::new(controller, kernel, Arc::new(clock), campaign, inputs, outputs).heir_of(found.pop());
         let actor = tokio::spawn(actor.run(|| {}));
-        self.process = Some(Process { actor, stop, snapshot, _inputs: Box::new((settings_tx, forwards_tx, hub_tx)) });
+        let (settings, hub, _forwards) = (settings_tx, hub_tx, forwards_tx);
+        self.process = Some(Process { actor, stop, snapshot, settings, hub, _forwards });
     }
 
     /// SIGKILL: nothing is taken down but the process itself.
@@ -413,4 +416,54 @@ async fn a_flow_that_came_while_the_table_was_away_is_forgotten_once_it_is_back(
     world.pass(Duration::from_secs(2)).await;
     assert!(firewall.table("wirevip_wg0").is_some(), "the table is back");
     assert_eq!(firewall.entries(), []);
+}
+
+/// Settings for a hub whose name is not resolved yet, and its address.
+fn elsewhere() -> (Tunnel, Whereabouts) {
+    let endpoint = Endpoint { host: Host::Name("hub.example".to_owned()), port: 51820 };
+    let found = Whereabouts { address: Some((endpoint.clone(), "192.0.2.9:51820".parse().unwrap())), fault: None };
+    (Tunnel { endpoint, ..settings("wg0") }, found)
+}
+
+impl Pod {
+    /// The link's private key, and where its hub is.
+    fn linked(&self) -> (SecretKey, String) {
+        let (plan, peer) = self.kernel.link(&TunnelName::new("wg0").unwrap()).unwrap();
+        (plan.private_key, peer.unwrap().endpoint.to_string())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_for_another_hub_wait_for_its_address_and_until_then_the_tunnel_serves_as_it_did() {
+    let world = World::of(2).await;
+    world.serving(LEASE).await;
+    let leader = world.leader();
+    let (pod, key) = (&world.pods[leader], SecretKey::new([9; 32]));
+    let process = pod.process.as_ref().unwrap();
+    let (told, found) = elsewhere();
+    let touched = pod.touched();
+    process.settings.send_replace(Arc::new(Tunnel { private_key: key.clone(), ..told }));
+    let fault = Some("it does not resolve".to_owned());
+    process.hub.send_modify(|hub| hub.fault.clone_from(&fault));
+    world.pass(3 * LEASE).await;
+    assert_eq!((world.leader(), pod.touched()), (leader, touched), "{:?}", pod.kernel.calls());
+    assert_eq!(process.snapshot.borrow().failure, fault, "it is told why the new settings wait");
+    process.hub.send_replace(found);
+    world.pass(Duration::from_millis(100)).await;
+    assert_eq!(pod.linked(), (key, "192.0.2.9:51820".to_owned()));
+    assert_eq!((world.leader(), process.snapshot.borrow().failure.clone()), (leader, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hub_elsewhere_is_followed_at_once_and_the_link_stays() {
+    let world = World::of(1).await;
+    world.serving(LEASE).await;
+    let (pod, (told, found)) = (&world.pods[0], elsewhere());
+    let process = pod.process.as_ref().unwrap();
+    process.settings.send_replace(Arc::new(told));
+    world.pass(TICK).await;
+    process.hub.send_replace(found);
+    world.pass(TICK).await;
+    assert_eq!(pod.linked().1, "192.0.2.9:51820");
+    assert!(!pod.kernel.calls().iter().any(|(call, _)| *call == Call::Remove), "{:?}", pod.kernel.calls());
 }

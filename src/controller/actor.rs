@@ -230,7 +230,8 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         let Inputs { settings, forwards, hub, nic, stop: _ } = &mut self.inputs;
         let nic = nic.borrow_and_update().clone();
         let settings = Arc::clone(&settings.borrow_and_update());
-        let (forwards, endpoint) = (forwards.borrow_and_update().clone(), hub.borrow_and_update().address);
+        let (forwards, endpoint) =
+            (forwards.borrow_and_update().clone(), hub.borrow_and_update().of(&settings.endpoint));
         self.controller.handle(Event::Nic(nic), now);
         self.controller.handle(Event::Settings(settings), now);
         if let Some(forwards) = &forwards {
@@ -239,8 +240,9 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         if let Some(endpoint) = endpoint {
             self.controller.handle(Event::Endpoint(endpoint), now);
         }
-        // Who knows neither the hub's address nor the Services would lead into a black hole.
-        self.gate.eligible(endpoint.is_some() && forwards.is_some());
+        // Who knows neither the hub's address nor the Services would lead into a black hole. A new endpoint whose address
+        // is not known yet is no reason to step down: the tunnel stays after its last plan.
+        self.gate.eligible(self.controller.plan().is_some() && forwards.is_some());
     }
 
     async fn wait(&mut self, at_most: Duration) {
@@ -320,7 +322,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
     fn publish(&self) {
         let now = self.clock.now();
         let LinkStats { handshake_age: _, received, sent } = self.controller.stats();
-        let hub = self.inputs.hub.borrow();
+        let (hub, endpoint) = (self.inputs.hub.borrow(), &self.controller.settings().endpoint);
         let snapshot = Snapshot {
             settings: Arc::clone(self.controller.settings()),
             leadership: self.leadership.borrow().clone(),
@@ -330,7 +332,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             peer_since: self.controller.peer_since(),
             traffic: (self.past_traffic.0 + received, self.past_traffic.1 + sent),
             forwards: self.controller.applied().cloned(),
-            failure: self.controller.failure().or(hub.obstacle()).map(str::to_owned),
+            failure: self.controller.failure().or(hub.obstacle(endpoint)).map(str::to_owned),
             standing: self.standing.borrow().clone(),
             fenced_packets: self.fenced.0 + self.fenced.1,
             foreign_packets: self.foreign.total(),
