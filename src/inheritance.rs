@@ -6,7 +6,7 @@
 //!   itself: to it a dead process is no other than one that is cut off from the API.
 //! - All else of ours goes before any word with the API (I3).
 //! - What stays is taken over by the tunnel of its name, in hold, if its alias says that it was made as the Secret has it
-//!   now; else it goes then, as does what the Secret does not name.
+//!   now; else it goes then, as does what the Secret does not name. Until its fence was told to hold it may still lead.
 
 use std::net::SocketAddr;
 
