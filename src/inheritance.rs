@@ -6,7 +6,7 @@
 //!   itself: to it a dead process is no other than one that is cut off from the API.
 //! - All else of ours goes before any word with the API (I3).
 //! - What stays is taken over by the tunnel of its name, in hold, if its alias says that it was made as the Secret has it
-//!   now; else it goes then, as does what the Secret does not name.
+//!   now; else it goes then, as does what the Secret does not name. Until its fence was told to hold it may still lead.
 
 use std::net::SocketAddr;
 
@@ -66,12 +66,13 @@ pub async fn discard<H: HostNet, F: Firewall>(
     firewall: &mut F,
     found: &Found,
 ) -> Result<(), InheritanceError> {
-    let closed = firewall.commit(&fence::close(&found.name));
+    // A fence that is gone cannot be closed, now or later. It is the link's going that counts as silence.
+    let _ = firewall.commit(&fence::close(&found.name));
     net.discard(found).await?;
     firewall.commit(&ruleset::remove(&found.name))?;
     firewall.commit(&fence::remove(&found.name))?;
     firewall.forget(&Forget::Tunnel(found.alias.slot()))?;
-    Ok(closed?)
+    Ok(())
 }
 
 /// Takes one over, if it was made after this plan, but for the hub's address, which is the link's; what WireGuard measured

@@ -24,7 +24,8 @@ use wirevip::inheritance;
 use wirevip::metrics::Metrics;
 use wirevip::ruleset::testing::FakeFirewall;
 use wirevip::ruleset::{Entry, Firewall, Side};
-use wirevip::secret::TunnelName;
+use wirevip::secret::{Endpoint, Host, SecretKey, Tunnel, TunnelName};
+use wirevip::services::Forwards;
 use wirevip::status::Snapshot;
 use wirevip::tunnel::testing::{Call, FakePod, settings};
 use wirevip::tunnel::{HostNet, Slot};
@@ -45,14 +46,18 @@ struct Pod {
     lives: u64,
     /// Its tunnel may be held, and be taken over by its next life.
     holds: bool,
+    /// What its next life is told of the Services at first.
+    forwards: Option<Arc<Forwards>>,
 }
 
 struct Process {
     actor: JoinHandle<()>,
     stop: watch::Sender<Option<Ending>>,
     snapshot: watch::Receiver<Snapshot>,
-    /// Kept so that the inputs stay.
-    _inputs: Box<dyn std::any::Any>,
+    settings: watch::Sender<Arc<Tunnel>>,
+    hub: watch::Sender<Whereabouts>,
+    /// Kept so that the input stays.
+    _forwards: watch::Sender<Option<Arc<Forwards>>>,
 }
 
 impl Pod {
@@ -66,6 +71,7 @@ impl Pod {
             process: None,
             lives: 0,
             holds: false,
+            forwards: Some(Arc::default()),
             name,
         }
     }
@@ -83,7 +89,7 @@ impl Pod {
         let campaign = Campaign::spawn(self.way.clone(), clock, elector, StdRng::seed_from_u64(self.lives));
         let nic = self.kernel.nic().await.unwrap();
         let (settings_tx, settings_rx) = watch::channel(Arc::new(settings("wg0")));
-        let (forwards_tx, forwards_rx) = watch::channel(Some(Arc::default()));
+        let (forwards_tx, forwards_rx) = watch::channel(self.forwards.clone());
         let (hub_tx, hub_rx) = watch::channel(Whereabouts::from(SocketAddr::from(([192, 0, 2, 1], 51820))));
         let (stop, stop_rx) = watch::channel(None);
         let (snapshot_tx, snapshot) = watch::channel(Snapshot::standby(Arc::new(settings("wg0"))));
@@ -103,7 +109,8 @@ impl Pod {
         let kernel = (Arc::new(self.kernel.clone()), Arc::new(self.kernel.clone()), self.firewall.clone());
         let actor = Actor::new(controller, kernel, Arc::new(clock), campaign, inputs, outputs).heir_of(found.pop());
         let actor = tokio::spawn(actor.run(|| {}));
-        self.process = Some(Process { actor, stop, snapshot, _inputs: Box::new((settings_tx, forwards_tx, hub_tx)) });
+        let (settings, hub, _forwards) = (settings_tx, hub_tx, forwards_tx);
+        self.process = Some(Process { actor, stop, snapshot, settings, hub, _forwards });
     }
 
     /// SIGKILL: nothing is taken down but the process itself.
@@ -113,9 +120,14 @@ impl Pod {
         }
     }
 
+    /// SIGTERM.
+    fn stop(&self) {
+        self.process.as_ref().unwrap().stop.send_replace(Some(Ending::HandOver));
+    }
+
     async fn terminate(&mut self) {
+        self.stop();
         let process = self.process.take().unwrap();
-        process.stop.send_replace(Some(Ending::HandOver));
         process.actor.await.unwrap();
         assert!(self.clean(), "{} left something behind", self.name);
     }
@@ -264,6 +276,24 @@ async fn a_leader_restarted_in_place_takes_over_what_its_former_life_held() {
     assert_eq!(world.pods[leader].touched(), touched, "{:?}", world.pods[leader].kernel.calls());
 }
 
+/// The kernel lets it speak to the end of the tenure that its former life had armed.
+#[tokio::test(start_paused = true)]
+async fn i2_a_leader_restarted_in_place_is_silent_before_it_gives_its_lease_back() {
+    let mut world = World::holding(2, true).await;
+    world.serving(LEASE).await;
+    world.pass(LEASE).await;
+    let leader = world.leader();
+    world.pods[leader].kill();
+    assert!(world.pods[leader].speaks(), "the kernel goes on speaking");
+    // It knows no Services, and so does not lead again.
+    world.pods[leader].forwards = None;
+    world.pods[leader].start().await;
+    world.pods[leader].stop();
+    world.serving_other(leader, Duration::from_millis(500)).await;
+    world.pass(Duration::from_secs(3)).await;
+    assert!(world.pods[leader].clean());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_leader_restarted_without_the_api_holds_on_and_leads_on_when_it_is_back() {
     let mut world = World::holding(2, true).await;
@@ -294,6 +324,38 @@ async fn a_leader_restarted_when_another_leads_takes_its_tunnel_down() {
     world.pods[leader].start().await;
     world.pass(Duration::from_secs(2)).await;
     assert!(world.pods[leader].clean(), "down within a second of the Lease's naming another");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_lost_its_fence_while_it_was_to_be_taken_over_is_made_anew() {
+    let mut world = World::holding(1, true).await;
+    world.serving(LEASE).await;
+    let touched = world.pods[0].touched();
+    world.pods[0].kill();
+    world.pods[0].start().await;
+    world.pods[0].firewall.delete_behind_our_back("wirevip_wg0_fence");
+    world.serving(LEASE).await;
+    assert!(world.pods[0].touched() > touched, "taken over without a fence");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_cannot_remove_what_an_earlier_life_left_ends_when_told_and_keeps_the_lease() {
+    let mut world = World::holding(2, true).await;
+    world.serving(LEASE).await;
+    let leader = world.leader();
+    let pod = &mut world.pods[leader];
+    pod.kill();
+    pod.start().await;
+    pod.firewall.delete_behind_our_back("wirevip_wg0_fence");
+    pod.kernel.fail(Call::Discard, u32::MAX);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(pod.speaks(), "nothing keeps it from speaking");
+    let holder = world.server.record().unwrap().holder;
+    let pod = &mut world.pods[leader];
+    pod.stop();
+    tokio::time::timeout(Duration::from_secs(3), pod.process.take().unwrap().actor).await.unwrap().unwrap();
+    assert_eq!(world.server.record().unwrap().holder, holder, "given back while it may be heard");
+    assert_eq!(holder, world.pods[leader].name);
 }
 
 #[tokio::test(start_paused = true)]
@@ -354,4 +416,54 @@ async fn a_flow_that_came_while_the_table_was_away_is_forgotten_once_it_is_back(
     world.pass(Duration::from_secs(2)).await;
     assert!(firewall.table("wirevip_wg0").is_some(), "the table is back");
     assert_eq!(firewall.entries(), []);
+}
+
+/// Settings for a hub whose name is not resolved yet, and its address.
+fn elsewhere() -> (Tunnel, Whereabouts) {
+    let endpoint = Endpoint { host: Host::Name("hub.example".to_owned()), port: 51820 };
+    let found = Whereabouts { address: Some((endpoint.clone(), "192.0.2.9:51820".parse().unwrap())), fault: None };
+    (Tunnel { endpoint, ..settings("wg0") }, found)
+}
+
+impl Pod {
+    /// The link's private key, and where its hub is.
+    fn linked(&self) -> (SecretKey, String) {
+        let (plan, peer) = self.kernel.link(&TunnelName::new("wg0").unwrap()).unwrap();
+        (plan.private_key, peer.unwrap().endpoint.to_string())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_for_another_hub_wait_for_its_address_and_until_then_the_tunnel_serves_as_it_did() {
+    let world = World::of(2).await;
+    world.serving(LEASE).await;
+    let leader = world.leader();
+    let (pod, key) = (&world.pods[leader], SecretKey::new([9; 32]));
+    let process = pod.process.as_ref().unwrap();
+    let (told, found) = elsewhere();
+    let touched = pod.touched();
+    process.settings.send_replace(Arc::new(Tunnel { private_key: key.clone(), ..told }));
+    let fault = Some("it does not resolve".to_owned());
+    process.hub.send_modify(|hub| hub.fault.clone_from(&fault));
+    world.pass(3 * LEASE).await;
+    assert_eq!((world.leader(), pod.touched()), (leader, touched), "{:?}", pod.kernel.calls());
+    assert_eq!(process.snapshot.borrow().failure, fault, "it is told why the new settings wait");
+    process.hub.send_replace(found);
+    world.pass(Duration::from_millis(100)).await;
+    assert_eq!(pod.linked(), (key, "192.0.2.9:51820".to_owned()));
+    assert_eq!((world.leader(), process.snapshot.borrow().failure.clone()), (leader, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hub_elsewhere_is_followed_at_once_and_the_link_stays() {
+    let world = World::of(1).await;
+    world.serving(LEASE).await;
+    let (pod, (told, found)) = (&world.pods[0], elsewhere());
+    let process = pod.process.as_ref().unwrap();
+    process.settings.send_replace(Arc::new(told));
+    world.pass(TICK).await;
+    process.hub.send_replace(found);
+    world.pass(TICK).await;
+    assert_eq!(pod.linked().1, "192.0.2.9:51820");
+    assert!(!pod.kernel.calls().iter().any(|(call, _)| *call == Call::Remove), "{:?}", pod.kernel.calls());
 }

@@ -18,7 +18,9 @@ use wirevip::tunnel::preflight::preflight;
 use wirevip::tunnel::rtnl::Rtnl;
 use wirevip::tunnel::system::SystemLinks;
 use wirevip::tunnel::testing::plan;
-use wirevip::tunnel::{Backend, BackendChoice, Device, HostError, HostNet, LinkBackend, LinkError, LinkPlan, Step};
+use wirevip::tunnel::{
+    Alias, Backend, BackendChoice, Device, HostError, HostNet, LinkBackend, LinkError, LinkPlan, Slot, Step,
+};
 
 const OUR_KEY: [u8; 32] = [0x41; 32];
 const HUB_KEY: [u8; 32] = [0x42; 32];
@@ -303,6 +305,28 @@ fn a_link_that_someone_deletes_is_lost_and_can_be_made_again() -> Result<()> {
         handshake(&links, &plan).await?;
         world.hub_pings()?;
         down(&links, &net, &plan).await
+    })?;
+    assert_nothing_left(&world.pod)
+}
+
+/// The kernel's goes on under its new name; a link in user space goes with its process's descriptor.
+#[test]
+#[ignore = "needs root"]
+fn a_link_that_someone_renames_is_removed_under_its_new_name_and_no_others() -> Result<()> {
+    let world = World::new()?;
+    let plan = our_plan();
+    let other = LinkPlan { slot: Slot::new(7).context("a slot")?, ..plan.clone() };
+    world.in_pod(async |links, net| {
+        up(&links, &net, &plan).await?;
+        world.pod.sh("ip link set wg0 down && ip link set wg0 name renamed && ip link set renamed up")?;
+        assert!(matches!(net.drift(&plan).await, Err(HostError::LinkLost { .. })));
+        for (name, plan) in [("stray", &plan), ("theirs", &other)] {
+            world.pod.sh(&format!("ip link add {name} type bridge"))?;
+            world.pod.sh(&format!("ip link set {name} alias {}", Alias::of(plan, None)))?;
+        }
+        down(&links, &net, &plan).await?;
+        world.pod.sh("ip link del theirs")?;
+        Ok(())
     })?;
     assert_nothing_left(&world.pod)
 }

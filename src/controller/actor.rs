@@ -127,11 +127,17 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
 
     /// Runs until stopped; then the Lease is given back, and nothing of the tunnel is left in the kernel.
     pub async fn run(mut self, round: impl Fn()) {
-        // Nothing of the tunnel is there, the clean-up at start saw to it, or it is in hold.
-        if let Some(found) = self.found.take() {
-            self.inherit(&found).await;
+        if let Some(found) = self.found.take()
+            && !self.adopt(&found).await
+            && !self.discard(&found, &round).await
+        {
+            return;
         }
-        self.gate.quiet();
+        // Nothing of the tunnel is there, the clean-up at start saw to it. What was taken over may be heard until its
+        // fence was told to hold, which is a step of the controller's, as is the word to the campaign.
+        if !self.controller.linked() {
+            self.gate.quiet();
+        }
         self.take_inputs();
         let mut resigning = None;
         loop {
@@ -167,24 +173,37 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         }
     }
 
-    async fn inherit(&mut self, found: &Found) {
+    /// `false`: it cannot be used.
+    async fn adopt(&mut self, found: &Found) -> bool {
         let plan = |hub| self.controller.plan_at(hub);
         match inheritance::adopt(&*self.link, &mut self.firewall, found, plan).await {
             Ok(Some((plan, stats))) => {
                 tracing::info!(tunnel = %found.name, "took over the tunnel that an earlier life left in hold");
                 let transitions = found.alias.transitions().unwrap_or(i32::MIN);
                 self.controller.inherit(plan, transitions, stats, self.clock.now());
-                return;
+                return true;
             }
             Ok(None) => {
                 tracing::info!(tunnel = %found.name, "an earlier life had other settings; taking its tunnel down")
             }
             Err(error) => tracing::warn!(tunnel = %found.name, %error, "what an earlier life left cannot be used"),
         }
+        false
+    }
+
+    /// Again and again until it is gone. `false`: the process ends before that. The campaign never heard that this pod is
+    /// quiet; a Lease of the earlier life's runs out, and the next life removes what is left.
+    async fn discard(&mut self, found: &Found, round: &impl Fn()) -> bool {
         while let Err(error) = inheritance::discard(&*self.net, &mut self.firewall, found).await {
+            round();
             tracing::warn!(tunnel = %found.name, %error, "what an earlier life left cannot be removed; trying again");
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::select! {
+                biased;
+                Ok(_) = self.inputs.stop.wait_for(|stop| *stop == Some(Ending::HandOver)) => return false,
+                () = self.clock.sleep(ROUND) => {}
+            }
         }
+        true
     }
 
     fn take_leadership(&mut self) {
@@ -211,7 +230,8 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         let Inputs { settings, forwards, hub, nic, stop: _ } = &mut self.inputs;
         let nic = nic.borrow_and_update().clone();
         let settings = Arc::clone(&settings.borrow_and_update());
-        let (forwards, endpoint) = (forwards.borrow_and_update().clone(), hub.borrow_and_update().address);
+        let (forwards, endpoint) =
+            (forwards.borrow_and_update().clone(), hub.borrow_and_update().of(&settings.endpoint));
         self.controller.handle(Event::Nic(nic), now);
         self.controller.handle(Event::Settings(settings), now);
         if let Some(forwards) = &forwards {
@@ -220,8 +240,9 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         if let Some(endpoint) = endpoint {
             self.controller.handle(Event::Endpoint(endpoint), now);
         }
-        // Who knows neither the hub's address nor the Services would lead into a black hole.
-        self.gate.eligible(endpoint.is_some() && forwards.is_some());
+        // Who knows neither the hub's address nor the Services would lead into a black hole. A new endpoint whose address
+        // is not known yet is no reason to step down: the tunnel stays after its last plan.
+        self.gate.eligible(self.controller.plan().is_some() && forwards.is_some());
     }
 
     async fn wait(&mut self, at_most: Duration) {
@@ -301,7 +322,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
     fn publish(&self) {
         let now = self.clock.now();
         let LinkStats { handshake_age: _, received, sent } = self.controller.stats();
-        let hub = self.inputs.hub.borrow();
+        let (hub, endpoint) = (self.inputs.hub.borrow(), &self.controller.settings().endpoint);
         let snapshot = Snapshot {
             settings: Arc::clone(self.controller.settings()),
             leadership: self.leadership.borrow().clone(),
@@ -311,7 +332,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             peer_since: self.controller.peer_since(),
             traffic: (self.past_traffic.0 + received, self.past_traffic.1 + sent),
             forwards: self.controller.applied().cloned(),
-            failure: self.controller.failure().or(hub.obstacle()).map(str::to_owned),
+            failure: self.controller.failure().or(hub.obstacle(endpoint)).map(str::to_owned),
             standing: self.standing.borrow().clone(),
             fenced_packets: self.fenced.0 + self.fenced.1,
             foreign_packets: self.foreign.total(),

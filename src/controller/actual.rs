@@ -91,15 +91,18 @@ impl Actual {
         Self { speaking: false, fence: Fence::Absent, forwards: Table::Absent, link: Link::Absent, peer: None, doubts }
     }
 
-    /// A tunnel in hold, after this plan, with a session of the tenure with these transitions.
+    /// A tunnel that may be held, after this plan, with a session of the tenure with these transitions.
+    ///
+    /// What an earlier life armed may last for seconds yet: until the fence was told to hold, the campaign must not take
+    /// it for quiet.
     pub(super) fn inherited(plan: &Arc<LinkPlan>, transitions: i32) -> Self {
         Self {
-            speaking: false,
+            speaking: true,
             fence: Fence::Held { port: plan.listen_port, foreign: None },
             forwards: Table::Inherited,
             link: Link::Attached(Arc::clone(plan)),
             peer: Some(Peer { plan: Arc::clone(plan), transitions }),
-            doubts: Doubts::default(),
+            doubts: Doubts { open: true, ..Doubts::default() },
         }
     }
 

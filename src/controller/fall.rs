@@ -71,15 +71,15 @@ impl Controller {
     /// Silent first, then all the rest.
     pub(super) fn next_down(&mut self, now: Moment) -> Next {
         // A tenure that has ended closed the fence in the kernel; shutting it as well costs one transaction and does
-        // not trust two clocks to agree. If that fails, the link's going is as good; the two take turns.
+        // not trust two clocks to agree. If that fails, the link's going is as good; the two take turns. A link that is
+        // not found may have got another name, and speak on.
         let open = matches!(self.actual.fence, Fence::Armed { .. } | Fence::Held { .. }) || self.actual.doubts.open;
-        let linked = self.actual.link().is_some();
-        if open && linked && !self.close_failed {
+        if open && !self.close_failed {
             return self.unless_waiting(now, Step::CloseFence);
         }
         // Without a fence everything may pass, so that only the link's going is silence.
         let closed = matches!(self.actual.fence, Fence::Closed { .. }) && !open;
-        if self.actual.speaking && (closed || !linked) {
+        if self.actual.speaking && (closed || self.actual.remains().is_none()) {
             return Next::Do(Step::Quiet);
         }
         if let Some(link) = self.actual.remains().cloned() {

@@ -18,22 +18,28 @@ const RETRY: Duration = Duration::from_secs(2);
 /// What is known of where the hub is.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Whereabouts {
-    /// Its address, the last good one; `None` until it was resolved.
-    pub address: Option<SocketAddr>,
-    /// Why its name does not resolve, while that lasts.
+    /// The last good address, and the endpoint in the settings that it is of; `None` until one was resolved.
+    pub address: Option<(Endpoint, SocketAddr)>,
+    /// Why the present endpoint's name does not resolve, while that lasts.
     pub fault: Option<String>,
 }
 
 impl Whereabouts {
-    /// What keeps the tunnel from being raised: a fault beside a known address is none.
-    pub fn obstacle(&self) -> Option<&str> {
-        self.fault.as_deref().filter(|_| self.address.is_none())
+    /// The address of this endpoint, which another one's is not: keys of the new hub's are nothing to the old one.
+    pub fn of(&self, endpoint: &Endpoint) -> Option<SocketAddr> {
+        self.address.as_ref().filter(|(of, _)| of == endpoint).map(|(_, address)| *address)
+    }
+
+    /// What keeps a tunnel with this endpoint from being raised: a fault beside its address is none.
+    pub fn obstacle(&self, endpoint: &Endpoint) -> Option<&str> {
+        self.fault.as_deref().filter(|_| self.of(endpoint).is_none())
     }
 }
 
 impl From<SocketAddr> for Whereabouts {
     fn from(address: SocketAddr) -> Self {
-        Self { address: Some(address), fault: None }
+        let endpoint = Endpoint { host: Host::Address(address.ip()), port: address.port() };
+        Self { address: Some((endpoint, address)), fault: None }
     }
 }
 
@@ -51,8 +57,8 @@ pub async fn follow(
         let nic = nic.borrow().clone();
         let wait = match resolve(&mut resolver, &endpoint, &nic).await {
             Ok(resolved) => {
-                let address = choose(&resolved.addresses, hub.borrow().address, silent);
-                publish(&hub, Whereabouts { address, fault: None });
+                let address = choose(&resolved.addresses, hub.borrow().of(&endpoint), silent);
+                publish(&hub, Whereabouts { address: address.map(|found| (endpoint.clone(), found)), fault: None });
                 resolved.valid_for.unwrap_or(Duration::MAX)
             }
             Err(error) => {
@@ -135,5 +141,16 @@ mod tests {
         assert_eq!(choose(&[a, b], Some(c), false), Some(a));
         assert_eq!(choose(&[a], Some(a), true), Some(a));
         assert_eq!(choose(&[], Some(a), true), Some(a), "an empty answer forgets nothing");
+    }
+
+    #[test]
+    fn an_address_counts_for_the_endpoint_that_it_is_of_and_only_there_makes_up_for_a_fault() {
+        let address = "192.0.2.1:1".parse().unwrap();
+        let fault = Some("it does not resolve".to_owned());
+        let known = Whereabouts { fault, ..Whereabouts::from(address) };
+        let same = Endpoint { host: Host::Address([192, 0, 2, 1].into()), port: 1 };
+        let other = Endpoint { host: Host::Name("hub.example".to_owned()), port: 1 };
+        assert_eq!((known.of(&same), known.obstacle(&same)), (Some(address), None));
+        assert_eq!((known.of(&other), known.obstacle(&other)), (None, Some("it does not resolve")));
     }
 }

@@ -294,6 +294,21 @@ fn a_fence_that_is_found_gone_is_not_open_whatever_an_arming_may_have_done() {
 }
 
 #[test]
+fn i2_a_link_that_is_not_found_may_speak_under_another_name_until_the_fence_is_closed_or_it_was_removed() {
+    let lost = Drift { link: true, ..Drift::default() };
+    let bare = Drift { fence: true, ..lost };
+    for (drift, first) in
+        [(lost, ["CloseFence", "Quiet", "RemoveLink"]), (bare, ["RemoveLink", "Quiet", "RemoveForwards"])]
+    {
+        let mut controller = leader();
+        let audit = Step::Audit(Arc::clone(controller.plan().unwrap()));
+        controller.done(&audit, Outcome::Drift(drift), at(100));
+        controller.handle(following(), at(100));
+        assert_eq!(names(&settle(&mut controller, at(100)))[..3], first, "after {drift:?}");
+    }
+}
+
+#[test]
 fn a_failing_step_is_tried_again_ever_more_slowly_and_then_another_pod_may_try() {
     let mut controller = standby();
     controller.handle(leading(at(60_000)), at(0));

@@ -78,9 +78,11 @@ impl Controller {
         self.slot
     }
 
-    /// How long the hub has not been heard, while there is a peer to hear.
+    /// How long the hub has not been heard, while there is a peer to hear and we may ask it. In hold its silence tells
+    /// nothing: an idle one would be looked for elsewhere, and its session lost.
     pub fn unheard_for(&self, now: Moment) -> Option<Duration> {
-        self.actual.peer.as_ref().map(|_| self.pulse.unheard_for(now))
+        let asks = self.actual.speaking && self.actual.peer.is_some();
+        asks.then(|| self.pulse.unheard_for(now))
     }
 
     /// Is there a link?

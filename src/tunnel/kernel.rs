@@ -62,10 +62,7 @@ impl Kernel {
     async fn ask(&self, message: WireguardMessage, flags: u16) -> io::Result<Vec<WireguardMessage>> {
         let genl = Arc::clone(&self.genl);
         let asked = tokio::task::spawn_blocking(move || {
-            let mut message = message;
-            let answer = genl.lock().unwrap_or_else(PoisonError::into_inner).wireguard(&message, flags);
-            wire::forget_keys(&mut message);
-            answer
+            genl.lock().unwrap_or_else(PoisonError::into_inner).wireguard(message, flags)
         });
         asked.await.map_err(io::Error::other)?
     }
@@ -247,27 +244,30 @@ impl Genl {
         Ok(Self { socket, sequence: 0, family: None })
     }
 
-    fn wireguard(&mut self, message: &WireguardMessage, flags: u16) -> io::Result<Vec<WireguardMessage>> {
+    /// Leaves no key of the message's in memory, whatever comes of it.
+    fn wireguard(&mut self, mut message: WireguardMessage, flags: u16) -> io::Result<Vec<WireguardMessage>> {
         let family = match self.family {
-            Some(family) => family,
-            None => self.resolve()?,
+            Some(family) => Ok(family),
+            None => self.resolve(),
         };
+        let family = family.inspect_err(|_| wire::forget_keys(&mut message))?;
         self.family = Some(family);
         let header = GenlHeader { cmd: message.command(), version: message.version() };
-        self.ask(GenlMessage::new(header, message.clone(), family), flags)
+        self.ask(GenlMessage::new(header, message, family), flags, wire::forget_keys)
     }
 
     fn resolve(&mut self) -> io::Result<u16> {
         let name = WireguardMessage::family_name().to_owned();
         let question = GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas: vec![GenlCtrlAttrs::FamilyName(name)] };
-        let answers = self.ask(GenlMessage::from_payload(question), NLM_F_REQUEST | NLM_F_ACK)?;
+        let answers = self.ask(GenlMessage::from_payload(question), NLM_F_REQUEST | NLM_F_ACK, |_| {})?;
         let ids = answers.iter().flat_map(|answer| &answer.nlas);
         ids.into_iter()
             .find_map(|nla| if let GenlCtrlAttrs::FamilyId(id) = nla { Some(*id) } else { None })
             .ok_or_else(|| io::Error::from_raw_os_error(Errno::ENOENT as i32))
     }
 
-    fn ask<F>(&mut self, message: GenlMessage<F>, flags: u16) -> io::Result<Vec<F>>
+    /// `forget` wipes what is secret in the question, once that was turned into bytes.
+    fn ask<F>(&mut self, message: GenlMessage<F>, flags: u16, forget: impl FnOnce(&mut F)) -> io::Result<Vec<F>>
     where
         F: GenlFamily + Emitable + ParseableParametrized<[u8], GenlHeader> + std::fmt::Debug + Clone,
     {
@@ -275,9 +275,7 @@ impl Genl {
         self.sequence = self.sequence.wrapping_add(1);
         question.header.flags = flags;
         question.header.sequence_number = self.sequence;
-        question.finalize();
-        let mut bytes = vec![0; question.buffer_len()];
-        question.serialize(&mut bytes);
+        let mut bytes = written(&mut question, forget);
         let sent = self.socket.send(&bytes, 0);
         bytes.zeroize();
         sent?;
@@ -291,6 +289,20 @@ impl Genl {
             }
         }
     }
+}
+
+/// The question as bytes; what `forget` wipes is in these alone then.
+fn written<F>(question: &mut NetlinkMessage<GenlMessage<F>>, forget: impl FnOnce(&mut F)) -> Vec<u8>
+where
+    F: GenlFamily + Emitable + std::fmt::Debug + Clone,
+{
+    question.finalize();
+    let mut bytes = vec![0; question.buffer_len()];
+    question.serialize(&mut bytes);
+    if let NetlinkPayload::InnerMessage(message) = &mut question.payload {
+        forget(&mut message.payload);
+    }
+    bytes
 }
 
 /// Takes the answers to one question out of a datagram; true at the end of the conversation.
@@ -324,6 +336,17 @@ mod tests {
     use netlink_packet_core::{DoneMessage, NetlinkHeader};
 
     use super::*;
+
+    #[test]
+    fn a_key_that_was_written_is_in_the_bytes_alone() {
+        let plan = crate::tunnel::testing::plan("wg0");
+        let keyed = wire::keyed(&plan);
+        let header = GenlHeader { cmd: keyed.command(), version: keyed.version() };
+        let mut question = NetlinkMessage::from(GenlMessage::new(header, keyed, 7));
+        let has_key = |bytes: &[u8]| bytes.windows(32).any(|window| window == plan.private_key.expose());
+        assert!(has_key(&written(&mut question, wire::forget_keys)));
+        assert!(!has_key(&written(&mut question, |_| {})), "it is still in the message");
+    }
 
     #[test]
     fn an_answer_to_an_earlier_question_is_not_taken_for_one_to_this() {

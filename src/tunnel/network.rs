@@ -146,6 +146,15 @@ impl KernelNet {
         links.into_iter().find(|link| link.index == index).ok_or(HostError::NoNic)
     }
 
+    /// Removes a link of this slot's to which somebody gave another name than the tunnel's: it would speak on.
+    async fn remove_renamed(&self, tunnel: &TunnelName, slot: Slot, errors: &mut Vec<HostError>) {
+        let links = collect(self.rtnl.links().await.map_err(failed("reading links")), errors);
+        let of_slot = |link: &SeenLink| Alias::parse(&link.alias).is_some_and(|alias| alias.slot() == slot);
+        for link in links.iter().filter(|link| link.name != tunnel.as_str() && of_slot(link)) {
+            count(self.rtnl.delete(link.index).await, "removing a link that was renamed", errors);
+        }
+    }
+
     /// Removes all rules and routes that fit, whatever fails on the way.
     async fn remove(
         &self,
@@ -225,6 +234,7 @@ impl HostNet for KernelNet {
         if let Some(link) = link.filter(SeenLink::is_ours) {
             count(self.rtnl.delete(link.index).await, "removing a link left behind", &mut errors);
         }
+        self.remove_renamed(&found.name, found.alias.slot(), &mut errors).await;
         let table = found.alias.slot().routing_table();
         self.remove(|rule| table_of_rule(rule) == table, |route| table_of_route(route) == table, &mut errors).await;
         several(errors)
@@ -252,6 +262,7 @@ impl HostNet for KernelNet {
     async fn detach(&self, plan: &LinkPlan) -> Result<(), HostError> {
         let table = plan.slot.routing_table();
         let mut errors = Vec::new();
+        self.remove_renamed(&plan.name, plan.slot, &mut errors).await;
         self.remove(|rule| table_of_rule(rule) == table, |route| table_of_route(route) == table, &mut errors).await;
         // The addresses of a link go with it. Where it stays (a TUN that could not be closed), the VIP must not.
         if let Ok(link) = self.link(plan).await {

@@ -69,7 +69,7 @@ impl Resolver {
         Ok(Self { dns: builder.build()? })
     }
 
-    /// The addresses of `host`, those first that `nic` can reach.
+    /// The addresses of `host` that `nic` can reach; if it can reach none, all.
     pub async fn resolve(&self, host: &Host, port: u16, nic: &Nic) -> Result<Resolved, ResolveError> {
         let name = match host {
             Host::Address(address) => {
@@ -99,13 +99,15 @@ fn now() -> std::time::Instant {
     std::time::Instant::now()
 }
 
-/// Families that the pod's NIC has first, IPv4 first among equals; and no order of the answer's own, which name servers
-/// turn round with each question: the hub must not seem to move.
+/// Families that the pod's NIC has, IPv4 first; and no order of the answer's own, which name servers turn round with each
+/// question: the hub must not seem to move. A family that the NIC lacks comes only where there is no other: it would have
+/// its turn each time that the hub is silent, and a hub that restarts would be waited for there.
 fn preferred(mut addresses: Vec<IpAddr>, nic: &Nic) -> Vec<IpAddr> {
-    addresses.sort_by_key(|address| {
-        let reachable = if address.is_ipv4() { nic.ipv4.is_some() } else { nic.ipv6 };
-        (!reachable, address.is_ipv6(), *address)
-    });
+    let reachable = |address: &IpAddr| if address.is_ipv4() { nic.ipv4.is_some() } else { nic.ipv6 };
+    if addresses.iter().any(reachable) {
+        addresses.retain(reachable);
+    }
+    addresses.sort_by_key(|address| (address.is_ipv6(), *address));
     addresses.dedup();
     addresses
 }
@@ -123,14 +125,16 @@ mod tests {
     }
 
     #[test]
-    fn the_family_that_the_nic_has_comes_first_and_the_order_of_the_answer_counts_for_nothing() {
+    fn a_family_that_the_nic_lacks_counts_only_where_there_is_no_other_and_the_order_of_the_answer_for_nothing() {
         let all: Vec<IpAddr> = ["2001:db8::1", "192.0.2.2", "192.0.2.1"].map(|text| text.parse().unwrap()).into();
         let texts = |addresses: Vec<IpAddr>| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let v4_first = ["192.0.2.1", "192.0.2.2", "2001:db8::1"];
-        let v6_first = ["2001:db8::1", "192.0.2.1", "192.0.2.2"];
-        assert_eq!(texts(preferred(all.clone(), &nic(true, true))), v4_first);
-        assert_eq!(texts(preferred(all.clone(), &nic(true, false))), v4_first);
-        assert_eq!(texts(preferred(all, &nic(false, true))), v6_first);
+        let every = ["192.0.2.1", "192.0.2.2", "2001:db8::1"];
+        let (v4, v6) = every.split_at(2);
+        assert_eq!(texts(preferred(all.clone(), &nic(true, true))), every);
+        assert_eq!(texts(preferred(all.clone(), &nic(true, false))), v4);
+        assert_eq!(texts(preferred(all.clone(), &nic(false, true))), v6);
+        assert_eq!(texts(preferred(all.clone(), &nic(false, false))), every);
+        assert_eq!(texts(preferred(all[..1].to_vec(), &nic(true, false))), v6, "better than nothing");
     }
 
     /// A name server of three lines: answers every question for an A record with these, the rest with nothing.

@@ -67,6 +67,8 @@ pub enum Call {
     Remove,
     /// [`HostNet::sweep`]
     Sweep,
+    /// [`HostNet::discard`]
+    Discard,
     /// [`HostNet::attach`]
     Attach,
     /// [`HostNet::detach`]
@@ -349,6 +351,7 @@ impl HostNet for FakePod {
     }
 
     async fn discard(&self, found: &Found) -> Result<(), HostError> {
+        self.host_call(Call::Discard, Some(&found.name))?;
         self.state().links.remove(&found.name);
         Ok(())
     }

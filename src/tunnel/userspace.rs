@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use gotatun::device::{Device, DeviceBuilder, Peer};
@@ -25,8 +25,11 @@ use super::{Alias, Backend, LinkBackend, LinkError, LinkPlan, LinkStats, PeerPla
 use crate::clock::BootClock;
 use crate::secret::TunnelName;
 
-/// Longest wait for a handshake initiation to reach the kernel, and for a device to stop.
+/// Longest wait for a handshake initiation to reach the kernel, and for a device to stop before it is dropped.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Longest wait of whoever removes a link: shorter than the second that the controller's step may take, which has more to
+/// do.
+const STOP_WAIT: Duration = Duration::from_millis(800);
 
 type Carried = Device<(Udp, Tun, Tun)>;
 
@@ -40,16 +43,19 @@ pub struct Userspace {
     stamps: Mutex<HashMap<TunnelName, Arc<Stamps>>>,
 }
 
+/// Known until its end was seen: what of it may still send must not be taken for gone.
+#[derive(Clone)]
 struct Actor {
     orders: mpsc::Sender<Order>,
-    task: JoinHandle<()>,
+    /// Its sender goes with the actor.
+    alive: watch::Receiver<()>,
 }
 
 enum Order {
     Fresh(LinkPlan, oneshot::Sender<Result<(), LinkError>>),
     Update(LinkPlan, oneshot::Sender<Result<(), LinkError>>),
     Stats(oneshot::Sender<Result<LinkStats, LinkError>>),
-    Stop(oneshot::Sender<Result<(), LinkError>>),
+    Stop,
 }
 
 impl Userspace {
@@ -70,8 +76,8 @@ impl Userspace {
         self.runtime.as_ref().map(|runtime| runtime.spawn(work))
     }
 
-    fn take(&self, tunnel: &TunnelName) -> Option<Actor> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).remove(tunnel)
+    fn links(&self) -> MutexGuard<'_, HashMap<TunnelName, Actor>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn mark(&self, plan: &LinkPlan) -> Result<(), LinkError> {
@@ -88,10 +94,7 @@ impl Userspace {
         order: impl FnOnce(oneshot::Sender<Result<T, LinkError>>) -> Order,
     ) -> Result<T, LinkError> {
         let lost = || LinkError::Lost { name: tunnel.to_string() };
-        let orders = {
-            let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-            links.get(tunnel).ok_or_else(lost)?.orders.clone()
-        };
+        let orders = self.links().get(tunnel).ok_or_else(lost)?.orders.clone();
         let (reply, answer) = oneshot::channel();
         orders.send(order(reply)).await.map_err(|_| lost())?;
         answer.await.map_err(|_| lost())?
@@ -126,10 +129,15 @@ impl LinkBackend for Userspace {
         })?;
         let (orders, inbox) = mpsc::channel(8);
         let (ready, made) = oneshot::channel();
-        let actor = run(plan.clone(), self.stamps(&plan.name), socket, inbox, ready);
-        let task = self.spawn(actor).ok_or_else(|| LinkError::Lost { name: name.to_owned() })?;
+        let (life, alive) = watch::channel(());
+        let link = run(plan.clone(), self.stamps(&plan.name), socket, inbox, ready);
+        let spawned = self.spawn(async move {
+            link.await;
+            drop(life);
+        });
+        spawned.ok_or_else(|| LinkError::Lost { name: name.to_owned() })?;
+        self.links().insert(plan.name.clone(), Actor { orders, alive });
         made.await.map_err(|_| LinkError::Lost { name: name.to_owned() })??;
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).insert(plan.name.clone(), Actor { orders, task });
         let marked = self.mark(plan).await;
         if marked.is_err() {
             // The first error is the one to tell.
@@ -165,19 +173,16 @@ impl LinkBackend for Userspace {
     }
 
     async fn remove(&self, tunnel: &TunnelName) -> Result<(), LinkError> {
-        let Some(Actor { orders, task }) = self.take(tunnel) else { return Ok(()) };
-        let (reply, stopped) = oneshot::channel();
-        let late = || failed("stopping the tunnel's WireGuard")(io::Error::from(io::ErrorKind::TimedOut));
-        // If it does not hear of it, it has ended, and waiting for the task is enough.
-        let _ = orders.send(Order::Stop(reply)).await;
-        let abort = task.abort_handle();
-        match tokio::time::timeout(2 * PATIENCE, task).await {
-            Ok(_) => stopped.await.unwrap_or(Ok(())),
-            Err(_) => {
-                abort.abort();
-                Err(late())
-            }
-        }
+        let Some(Actor { orders, mut alive }) = self.links().get(tunnel).cloned() else { return Ok(()) };
+        let ended = async {
+            // If it does not hear of it, it is about to end, or has.
+            let _ = orders.send(Order::Stop).await;
+            while alive.changed().await.is_ok() {}
+        };
+        let ended = tokio::time::timeout(STOP_WAIT, ended).await;
+        ended.map_err(|_| failed("stopping the tunnel's WireGuard")(io::Error::from(io::ErrorKind::TimedOut)))?;
+        self.links().remove(tunnel);
+        Ok(())
     }
 }
 
@@ -213,16 +218,12 @@ async fn run(
             Some(Order::Fresh(plan, reply)) => drop(reply.send(link.fresh(&plan.peer, plan.mtu).await)),
             Some(Order::Update(plan, reply)) => drop(reply.send(link.update(&plan.peer, plan.mtu).await)),
             Some(Order::Stats(reply)) => drop(reply.send(Ok(link.stats().await))),
-            Some(Order::Stop(reply)) => {
-                drop(reply.send(link.stop().await));
-                return;
-            }
-            None => break,
+            Some(Order::Stop) | None => break,
         }
     }
-    if let Err(error) = link.stop().await {
-        tracing::warn!(tunnel = %name, %error, "the tunnel's link did not stop in time");
-    }
+    // Whoever still asks is told that the link is lost.
+    drop(inbox);
+    link.stop(&name).await;
 }
 
 /// The device and what we must remember beside it.
@@ -304,15 +305,13 @@ impl Link {
 
     /// Stops the device and waits for its last task to let go of socket and TUN: `stop` alone returns while aborted
     /// tasks may still send what they had queued.
-    async fn stop(self) -> Result<(), LinkError> {
+    async fn stop(self, name: &TunnelName) {
         let Self { device, carriers: (socket, tun), .. } = self;
-        let stopped = async {
-            device.stop().await;
-            socket.wait().await;
-            tun.wait().await;
-        };
-        let stopped = tokio::time::timeout(PATIENCE, stopped).await;
-        stopped.map_err(|_| failed("stopping the tunnel's WireGuard")(io::Error::from(io::ErrorKind::TimedOut)))
+        if tokio::time::timeout(PATIENCE, device.stop()).await.is_err() {
+            tracing::warn!(tunnel = %name, "the tunnel's WireGuard did not stop in time");
+        }
+        socket.wait().await;
+        tun.wait().await;
     }
 }
 
@@ -352,5 +351,25 @@ fn tun_error(name: &str, error: io::Error) -> LinkError {
             Ok(()) => LinkError::NotPermitted { doing: "making a TUN interface" },
         },
         _ => failed("making a TUN interface")(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_link_that_is_slow_to_stop_is_not_gone_however_often_it_is_removed_until_it_has_stopped() {
+        let (links, name) = (Userspace::new(Rtnl::open().unwrap()).unwrap(), TunnelName::new("wg0").unwrap());
+        let ((orders, mut inbox), (life, alive)) = (mpsc::channel(8), watch::channel(()));
+        links.links().insert(name.clone(), Actor { orders, alive });
+        assert!(links.remove(&name).await.is_err());
+        assert!(matches!(inbox.recv().await, Some(Order::Stop)), "it was told to");
+        drop(inbox);
+        assert!(links.remove(&name).await.is_err(), "it has not ended yet");
+        assert!(matches!(links.stats(&name).await, Err(LinkError::Lost { .. })));
+        drop(life);
+        links.remove(&name).await.unwrap();
+        links.remove(&name).await.unwrap();
     }
 }

@@ -18,6 +18,9 @@ use super::{LinkPlan, PeerPlan};
 /// 1,000 of at most 44 bytes: below the 64 KiB of an attribute.
 const ALLOWED_IPS_A_MESSAGE: usize = 1_000;
 
+/// The most that an update says of a peer: key, flags, and each of its four settings.
+const UPDATE_ATTRIBUTES: usize = 6;
+
 /// What a link's peers have counted together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Counted {
@@ -36,15 +39,13 @@ pub(super) fn question(name: &str) -> WireguardMessage {
 
 /// Keyed, with its port, and without a peer.
 pub(super) fn keyed(plan: &LinkPlan) -> WireguardMessage {
-    set(
-        plan,
-        vec![
-            WireguardAttribute::PrivateKey(*plan.private_key.expose()),
-            WireguardAttribute::ListenPort(plan.listen_port),
-            WireguardAttribute::Flags(WireguardDeviceFlags::ReplacePeers),
-            WireguardAttribute::Peers(Vec::new()),
-        ],
-    )
+    set(vec![
+        name(plan),
+        WireguardAttribute::PrivateKey(*plan.private_key.expose()),
+        WireguardAttribute::ListenPort(plan.listen_port),
+        WireguardAttribute::Flags(WireguardDeviceFlags::ReplacePeers),
+        WireguardAttribute::Peers(Vec::new()),
+    ])
 }
 
 /// The hub as the only peer, without a past: all peers are removed first, in the same message.
@@ -59,42 +60,33 @@ pub(super) fn fresh(plan: &LinkPlan, keepalive: u16) -> WireguardMessage {
     ];
     peer.extend(preshared_key.as_ref().map(|key| WireguardPeerAttribute::PresharedKey(*key.expose())));
     let flags = WireguardAttribute::Flags(WireguardDeviceFlags::ReplacePeers);
-    set(plan, vec![flags, WireguardAttribute::Peers(vec![WireguardPeer(peer)])])
+    set(vec![name(plan), flags, WireguardAttribute::Peers(vec![WireguardPeer(peer)])])
 }
 
 /// The keepalive as planned, and nothing else.
 pub(super) fn keepalive(plan: &LinkPlan) -> WireguardMessage {
-    update(plan, vec![WireguardPeerAttribute::PersistentKeepalive(plan.peer.persistent_keepalive)], false)
+    update(plan, false, [WireguardPeerAttribute::PersistentKeepalive(plan.peer.persistent_keepalive)])
 }
 
 /// What differs from `before`. The allowed IPs only if they do: between their removal and return packets are dropped.
 pub(super) fn changed(plan: &LinkPlan, before: &PeerPlan) -> WireguardMessage {
     let PeerPlan { public_key: _, preshared_key, endpoint, allowed_ips, persistent_keepalive } = &plan.peer;
-    let mut peer = Vec::new();
-    if *endpoint != before.endpoint {
-        peer.push(WireguardPeerAttribute::Endpoint(*endpoint));
-    }
-    if *persistent_keepalive != before.persistent_keepalive {
-        peer.push(WireguardPeerAttribute::PersistentKeepalive(*persistent_keepalive));
-    }
-    if *preshared_key != before.preshared_key {
-        // 32 zeros mean none.
-        let key = preshared_key.as_ref().map_or([0; 32], |key| *key.expose());
-        peer.push(WireguardPeerAttribute::PresharedKey(key));
-    }
+    let endpoint = (*endpoint != before.endpoint).then_some(WireguardPeerAttribute::Endpoint(*endpoint));
+    let keepalive = (*persistent_keepalive != before.persistent_keepalive)
+        .then_some(WireguardPeerAttribute::PersistentKeepalive(*persistent_keepalive));
     let replace = *allowed_ips != before.allowed_ips;
-    if replace {
-        peer.push(first_allowed_ips(allowed_ips));
-    }
-    update(plan, peer, replace)
+    let allowed_ips = replace.then(|| first_allowed_ips(allowed_ips));
+    // 32 zeros mean none.
+    let shared = || WireguardPeerAttribute::PresharedKey(preshared_key.as_ref().map_or([0; 32], |key| *key.expose()));
+    let shared = (*preshared_key != before.preshared_key).then(shared);
+    update(plan, replace, [endpoint, keepalive, allowed_ips, shared].into_iter().flatten())
 }
 
 /// The allowed IPs that did not fit into the first message.
 pub(super) fn rest(plan: &LinkPlan) -> impl Iterator<Item = WireguardMessage> {
     let chunks = plan.peer.allowed_ips.chunks(ALLOWED_IPS_A_MESSAGE).skip(1);
-    chunks.map(|chunk| {
-        update(plan, vec![WireguardPeerAttribute::AllowedIps(chunk.iter().map(allowed_ip).collect())], false)
-    })
+    chunks
+        .map(|chunk| update(plan, false, [WireguardPeerAttribute::AllowedIps(chunk.iter().map(allowed_ip).collect())]))
 }
 
 /// Sums up the answers to [`question`].
@@ -136,17 +128,27 @@ pub(super) fn forget_keys(message: &mut WireguardMessage) {
     }
 }
 
-fn set(plan: &LinkPlan, mut attributes: Vec<WireguardAttribute>) -> WireguardMessage {
-    attributes.insert(0, WireguardAttribute::IfName(plan.name.as_str().to_owned()));
+/// No vector that a key is in may grow afterwards: the key would stay behind where it was.
+fn set(attributes: Vec<WireguardAttribute>) -> WireguardMessage {
     WireguardMessage { cmd: WireguardCmd::SetDevice, attributes }
 }
 
-fn update(plan: &LinkPlan, mut peer: Vec<WireguardPeerAttribute>, replace_allowed_ips: bool) -> WireguardMessage {
+fn name(plan: &LinkPlan) -> WireguardAttribute {
+    WireguardAttribute::IfName(plan.name.as_str().to_owned())
+}
+
+fn update(
+    plan: &LinkPlan,
+    replace_allowed_ips: bool,
+    changes: impl IntoIterator<Item = WireguardPeerAttribute>,
+) -> WireguardMessage {
     let mut flags = WireguardPeerFlags::UpdateOnly;
     flags.set(WireguardPeerFlags::ReplaceAllowedIps, replace_allowed_ips);
-    peer.insert(0, WireguardPeerAttribute::PublicKey(plan.peer.public_key.0));
-    peer.insert(1, WireguardPeerAttribute::Flags(flags));
-    set(plan, vec![WireguardAttribute::Peers(vec![WireguardPeer(peer)])])
+    let mut peer = Vec::with_capacity(UPDATE_ATTRIBUTES);
+    peer.push(WireguardPeerAttribute::PublicKey(plan.peer.public_key.0));
+    peer.push(WireguardPeerAttribute::Flags(flags));
+    peer.extend(changes);
+    set(vec![name(plan), WireguardAttribute::Peers(vec![WireguardPeer(peer)])])
 }
 
 fn first_allowed_ips(networks: &[IpNet]) -> WireguardPeerAttribute {
@@ -208,6 +210,21 @@ mod tests {
             WireguardPeerAttribute::PresharedKey([0; 32]),
         ];
         assert_eq!(peers(&message)[0].0, expected);
+    }
+
+    /// A vector that had grown would have room to spare, and have left the key in the memory that it had before.
+    #[test]
+    fn nothing_that_a_key_is_in_ever_moved() {
+        let before = plan("wg0");
+        let mut after = before.clone();
+        after.peer.endpoint.set_port(1);
+        after.peer.persistent_keepalive += 1;
+        after.peer.preshared_key = Some(crate::secret::SecretKey::new([0x74; 32]));
+        after.peer.allowed_ips.clear();
+        let (keyed, changed) = (keyed(&before), changed(&after, &before.peer));
+        assert_eq!(keyed.attributes.capacity(), keyed.attributes.len());
+        let WireguardAttribute::Peers(peers) = &changed.attributes[1] else { panic!("{changed:?}") };
+        assert_eq!((peers[0].0.len(), peers[0].0.capacity()), (UPDATE_ATTRIBUTES, UPDATE_ATTRIBUTES));
     }
 
     #[test]

@@ -55,6 +55,16 @@ fn a_tenure_that_lapses_is_held_for_as_long_as_the_api_is_away() {
 }
 
 #[test]
+fn a_hub_that_says_nothing_in_hold_is_not_looked_for_elsewhere() {
+    let mut controller = held();
+    assert_eq!(steps(&mut controller, at(90_000)), Vec::<String>::new());
+    assert_eq!(controller.unheard_for(at(90_000)), None);
+    controller.handle(tenure(91_000, 96_000, 1, true), at(91_000));
+    steps(&mut controller, at(91_000));
+    assert_eq!(controller.unheard_for(at(91_500)), Some(Duration::from_millis(500)), "asked for from here on");
+}
+
+#[test]
 fn nothing_is_held_without_a_session_or_where_hold_is_forbidden() {
     let mut silent = standby().holding("we");
     silent.handle(leading(at(5000)), at(0));

@@ -8,11 +8,18 @@ fn stats() -> LinkStats {
     LinkStats { handshake_age: Some(Duration::from_secs(30)), received: 92, sent: 148 }
 }
 
-/// Restarted at 100 s, beside a session of the tenure with these transitions.
-fn heir() -> Controller {
+/// Restarted at 100 s, beside a session of the tenure with these transitions; nothing is done yet.
+fn newborn() -> Controller {
     let mut controller = Controller::new(Slot::new(1).unwrap(), nic(), Arc::new(settings(51820, 5))).holding("we");
     let plan = controller.plan_at(HUB.parse().unwrap());
     controller.inherit(plan, FORMER, stats(), at(100_000));
+    controller
+}
+
+/// The same, when its fence holds.
+fn heir() -> Controller {
+    let mut controller = newborn();
+    assert_eq!(steps(&mut controller, at(100_000)), ["HoldFence", "Quiet"]);
     controller
 }
 
@@ -38,6 +45,18 @@ fn steps(controller: &mut Controller, now: Moment) -> Vec<String> {
         assert!(taken.len() < 50, "it never comes to rest: {taken:?}");
     }
     names(&taken).into_iter().filter(|step| !["Inspect", "Audit"].contains(&step.as_str())).collect()
+}
+
+/// The former life may have armed it a moment before it died.
+#[test]
+fn i2_a_fence_that_may_still_be_open_holds_or_is_closed_before_the_campaign_may_take_it_for_quiet() {
+    let mut controller = newborn();
+    controller.handle(Event::Stop(Ending::HandOver), at(100_000));
+    assert_eq!(steps(&mut controller, at(100_000)), ["HoldFence", "Quiet"]);
+    let mut controller = newborn();
+    assert_eq!(controller.next(at(100_000)), Next::Do(Step::HoldFence { port: 51820 }));
+    controller.failed(&Step::HoldFence { port: 51820 }, "ENOBUFS".into(), at(100_000));
+    assert_eq!(steps(&mut controller, at(100_000))[..2], ["CloseFence", "Quiet"]);
 }
 
 #[test]
