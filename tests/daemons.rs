@@ -418,6 +418,23 @@ async fn a_flow_that_came_while_the_table_was_away_is_forgotten_once_it_is_back(
     assert_eq!(firewall.entries(), []);
 }
 
+/// Which backends the table had that it found, a restarted process does not know.
+#[tokio::test(start_paused = true)]
+async fn a_flow_to_a_backend_that_went_while_nobody_ran_is_forgotten() {
+    const IPS_DST_NAT: u32 = 1 << 5;
+    let mut world = World::holding(1, true).await;
+    world.serving(LEASE).await;
+    world.pods[0].kill();
+    let (client, vip) = ("198.51.100.7:4000".parse().unwrap(), "10.77.0.2:53".parse().unwrap());
+    let (backend, pod) = ("10.0.1.5:53".parse().unwrap(), "10.0.0.9:4000".parse().unwrap());
+    let (original, reply) = (Side { from: client, to: vip }, Side { from: backend, to: pod });
+    let mark = Slot::new(1).unwrap().mark();
+    world.pods[0].firewall.track(Entry { protocol: 17, original, reply, status: IPS_DST_NAT, mark });
+    world.pods[0].start().await;
+    world.pass(Duration::from_secs(2)).await;
+    assert_eq!(world.pods[0].firewall.entries(), []);
+}
+
 /// Settings for a hub whose name is not resolved yet, and its address.
 fn elsewhere() -> (Tunnel, Whereabouts) {
     let endpoint = Endpoint { host: Host::Name("hub.example".to_owned()), port: 51820 };
