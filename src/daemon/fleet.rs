@@ -217,12 +217,12 @@ impl Fleet {
             })
             .collect();
         let sound: BTreeSet<&str> = views.iter().map(|view| view.name.as_str()).collect();
-        let faulty: BTreeSet<&str> =
-            self.settings.faults().iter().filter_map(|fault| fault.tunnel.as_deref()).collect();
+        // Whatever of its faults is told.
+        let unsound = self.settings.valid().into_keys().filter(|name| !sound.contains(name.as_str()));
         let settings = services::Settings {
             control_plane: self.parts.config.control_plane,
             control_plane_port: self.parts.config.control_plane_port,
-            unsound_tunnels: faulty.difference(&sound).count(),
+            unsound_tunnels: unsound.count(),
         };
         let mut translation = services::translate(inputs.services(), &inputs.all_slices(), &views, settings);
         for (name, forwards) in std::mem::take(&mut translation.forwards) {
