@@ -318,7 +318,7 @@ fn a_link_that_someone_renames_is_removed_under_its_new_name_and_no_others() -> 
     let other = LinkPlan { slot: Slot::new(7).context("a slot")?, ..plan.clone() };
     world.in_pod(async |links, net| {
         up(&links, &net, &plan).await?;
-        world.pod.sh("ip link set wg0 down && ip link set wg0 name renamed && ip link set renamed up")?;
+        world.pod.ip(&["link set wg0 down", "link set wg0 name renamed", "link set renamed up"])?;
         assert!(matches!(net.drift(&plan).await, Err(HostError::LinkLost { .. })));
         for (name, plan) in [("stray", &plan), ("theirs", &other)] {
             world.pod.sh(&format!("ip link add {name} type bridge"))?;
