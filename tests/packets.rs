@@ -189,7 +189,8 @@ fn three_thousand_connections_spread_evenly_over_tcp_and_udp_on_one_port() -> Re
         Ok(())
     })?;
     for hits in [tcp, udp] {
-        ensure!(hits.len() == 3 && hits.values().all(|n| (900..=1100).contains(n)), "spread: {hits:?}");
+        // More than five standard deviations to either side.
+        ensure!(hits.len() == 3 && hits.values().all(|n| (850..=1150).contains(n)), "spread: {hits:?}");
     }
     Ok(())
 }

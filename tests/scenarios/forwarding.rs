@@ -41,7 +41,8 @@ fn three_backends_share_tcp_and_udp_evenly(api: Kind) -> Result<()> {
             let seen = world.client.spread(proto, world.web(), 3000)?;
             eprintln!("{proto:?}: {seen:?}");
             assert_eq!(seen.keys().map(String::as_str).collect::<Vec<_>>(), ["b0", "b1", "b2"], "{seen:?}");
-            assert!(seen.values().all(|count| (900..=1100).contains(count)), "{seen:?}");
+            // More than five standard deviations to either side.
+            assert!(seen.values().all(|count| (850..=1150).contains(count)), "{seen:?}");
         }
         Ok(())
     })
