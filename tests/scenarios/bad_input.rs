@@ -13,7 +13,8 @@ use lab::sidecar::{NAMESPACE, Sidecar};
 use lab::{World, plan, play, play_unstarted};
 use serde_json::{Value, json};
 
-use crate::{LATER, SETTLE, SOON, spec};
+use crate::isolation::serve_both;
+use crate::{LATER, SOON, spec};
 
 crate::scenarios!(
     an_interface_that_is_not_ours_is_named_and_left_alone_until_it_goes,
@@ -95,7 +96,7 @@ fn an_obstacle<T>(
         assert!(freed.elapsed() < SOON * 3 / 2, "served only after {:?}: {}", freed.elapsed(), sidecar.log());
         eprintln!("{words:?}: served {:?} after the way was free", freed.elapsed());
         until("no fault", SOON, || Ok((faults(sidecar, 1)? == "[]").then_some(())))?;
-        assert_eq!(probe.lost(event, now() - SETTLE), 0, "the other tunnel lost packets");
+        assert_eq!(probe.lost_since(event), 0, "the other tunnel lost packets");
         Ok(())
     })
 }
@@ -160,7 +161,8 @@ fn put(world: &World, data: Value) -> Result<()> {
 fn whatever_the_secret_turns_into_both_tunnels_serve_on(api: Kind) -> Result<()> {
     play(spec(api).tunnels(2), |world| {
         let first = Probe::start(&world.topology.client, world.web(), ProbeKind::UdpFlow)?;
-        let second = Probe::start(&world.topology.client, world.hubs[1].public(6443), ProbeKind::TcpConnect)?;
+        let second = Probe::start(&world.topology.client, world.hubs[1].public(9000), ProbeKind::UdpFlow)?;
+        serve_both(world)?;
         for probe in [&first, &second] {
             probe.steady_since(now(), 100, SOON)?;
         }
@@ -204,7 +206,7 @@ fn whatever_the_secret_turns_into_both_tunnels_serve_on(api: Kind) -> Result<()>
         })?;
         for probe in [&first, &second] {
             probe.steady_since(now(), 100, SOON)?;
-            assert_eq!(probe.lost(event, now() - SETTLE), 0, "packets were lost");
+            assert_eq!(probe.lost_since(event), 0, "packets were lost");
         }
         Ok(())
     })
