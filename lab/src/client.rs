@@ -179,6 +179,17 @@ impl Client {
     /// Asks until `good` likes the answer; when it was asked.
     pub fn until(
         &self,
+    /// Asks again as long as nothing comes back: the first answer or refusal, or silence after `within`.
+    pub fn answer(&self, proto: Proto, target: SocketAddrV4, within: Duration) -> Result<Answer> {
+        let deadline = now() + paced(within);
+        loop {
+            let answer = self.who(proto, target)?;
+            if answer != Answer::Silence || now() >= deadline {
+                return Ok(answer);
+            }
+        }
+    }
+
         proto: Proto,
         target: SocketAddrV4,
         within: Duration,

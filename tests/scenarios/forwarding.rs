@@ -196,18 +196,20 @@ fn the_tunnel_opens_nothing_but_what_is_forwarded(api: Kind) -> Result<()> {
     play(spec(api), |world| {
         let quick = Duration::from_millis(300);
         let (hub, leader) = (&world.hubs[0], world.wait_leader(0, None, SOON)?);
-        let from_hub = Client::new(&hub.netns).patient(quick);
+        let from_hub = Client::new(&hub.netns);
         world.wait_control_plane(0, LATER)?;
         assert!(hub.netns.sh(&format!("ping -c 1 -W 2 {}", hub.vip)).is_ok(), "the VIP answers ping");
-        assert!(matches!(from_hub.connect(SocketAddrV4::new(hub.vip, 6443))?, Answer::Text(_)));
+        assert!(matches!(from_hub.patient(SOON).connect(SocketAddrV4::new(hub.vip, 6443))?, Answer::Text(_)));
         for port in [plan::HTTP_PORT, 22, 9999] {
-            assert_eq!(from_hub.connect(SocketAddrV4::new(hub.vip, port))?, Answer::Refused, "port {port}");
-            assert_eq!(from_hub.who(Proto::Udp, SocketAddrV4::new(hub.vip, port))?, Answer::Refused, "port {port}");
+            let target = SocketAddrV4::new(hub.vip, port);
+            assert_eq!(from_hub.patient(SOON).connect(target)?, Answer::Refused, "port {port}");
+            assert_eq!(from_hub.answer(Proto::Udp, target, SOON)?, Answer::Refused, "port {port}");
         }
         // What lies behind the VIP, even if the hub routes there.
         hub.reach_into(&["10.20.0.0/16", "10.10.0.0/24"])?;
         for target in [
             world.backends[0].socket(),
+        let from_hub = from_hub.patient(quick);
             SocketAddrV4::new(plan::sidecar(leader), plan::HTTP_PORT),
             SocketAddrV4::new(plan::sidecar(leader % 3 + 1), plan::HTTP_PORT),
             plan::API_SOCKET,
