@@ -92,8 +92,10 @@ fn an_obstacle<T>(
         let freed = now();
         clear(&pod, obstacle)?;
         world.wait_serving(LATER)?;
-        // The contract: a try every 5 s at least. Half as much again for a machine with other work.
-        assert!(freed.elapsed() < SOON * 3 / 2, "served only after {:?}: {}", freed.elapsed(), sidecar.log());
+        // The contract: a try every 5 s at least. Half as much again for a machine with other work, beside what it stood
+        // still.
+        let took = freed.elapsed().saturating_sub(probe.asleep(freed, now()));
+        assert!(took < SOON * 3 / 2, "served only after {took:?}: {}", sidecar.log());
         eprintln!("{words:?}: served {:?} after the way was free", freed.elapsed());
         until("no fault", SOON, || Ok((faults(sidecar, 1)? == "[]").then_some(())))?;
         assert_eq!(probe.lost_since(event), 0, "the other tunnel lost packets");
@@ -160,9 +162,9 @@ fn put(world: &World, data: Value) -> Result<()> {
 
 fn whatever_the_secret_turns_into_both_tunnels_serve_on(api: Kind) -> Result<()> {
     play(spec(api).tunnels(2), |world| {
+        serve_both(world)?;
         let first = Probe::start(&world.topology.client, world.web(), ProbeKind::UdpFlow)?;
         let second = Probe::start(&world.topology.client, world.hubs[1].public(9000), ProbeKind::UdpFlow)?;
-        serve_both(world)?;
         for probe in [&first, &second] {
             probe.steady_since(now(), 100, SOON)?;
         }
