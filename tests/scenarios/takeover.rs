@@ -1,4 +1,4 @@
-//! A leader goes, another comes: nobody speaks at the same time (I1), and the client soon has answers again (I9).
+//! A leader goes, another comes: nobody speaks at the same time (I1: the referee looks), and the client soon has answers again (I9).
 //! All with `--hold=false`; what hold changes is in `hold`. Gaps are printed, not asserted to the millisecond: `make
 //! bench` measures them.
 
@@ -15,7 +15,7 @@ use lab::recorder::Message;
 use lab::takeover::Takeover;
 use lab::{World, plan, play};
 
-use crate::{LATER, LEASE, SOON, apart, expect_one_speaker, expect_silence, stands_by, steady, strict};
+use crate::{LATER, LEASE, SOON, apart, expect_silence, stands_by, steady, strict};
 
 crate::scenarios!(
     a_leader_that_is_asked_to_stop_hands_over,
@@ -33,7 +33,6 @@ crate::scenarios!(
 fn takeover(world: &World, probe: &Probe, leader: u8, event: Instant, what: &str) -> Result<Takeover> {
     let takeover = Takeover::measure(world, 0, probe, leader, event, LEASE + LATER)?;
     eprintln!("{what}: {takeover}");
-    expect_one_speaker(world, 0, leader, takeover.to, event)?;
     Ok(takeover)
 }
 
