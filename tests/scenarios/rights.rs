@@ -10,7 +10,7 @@ use lab::sidecar::NAMESPACE;
 use lab::{World, play};
 use serde_json::{Value, json};
 
-use crate::{LATER, SOON, spec};
+use crate::{LATER, LEASE, SOON, spec};
 
 crate::scenarios!(nothing_in_a_whole_life_is_refused, each_missing_right_is_told_and_what_can_go_on_goes_on);
 
@@ -40,7 +40,8 @@ fn nothing_in_a_whole_life_is_refused(api: Kind) -> Result<()> {
 
         // A hand-over, then a takeover after a kill, of a Lease that was deleted meanwhile.
         world.sidecar(first)?.stop(SOON)?;
-        let second = world.wait_leader(0, Some(first), SOON)?;
+        // A release that fails costs the whole Lease.
+        let second = world.wait_leader(0, Some(first), LEASE + LATER)?;
         world.sidecar_mut(first)?.start()?;
         world.sidecar(first)?.wait_ready(LATER)?;
         world.kube.delete(Resource::Lease, NAMESPACE, &world.spec.tunnels[0].lease())?;

@@ -64,7 +64,7 @@ fn a_killed_leader_that_is_restarted_leads_again_at_once(api: Kind) -> Result<()
         let transitions = world.lease(0)?.context("no Lease")?.transitions;
         let event = now();
         let restarted = world.sidecar_mut(leader)?.restart_in_place(Duration::from_millis(100))?;
-        probe.steady_since(restarted, 100, LEASE)?;
+        probe.steady_since(restarted, 100, LATER)?;
         eprintln!("SIGKILL and restart: gap {:?}", probe.gap_since(event).length());
         let lease = world.lease(0)?.context("no Lease")?;
         assert_eq!((lease.holder, lease.transitions), (world.sidecar(leader)?.identity(), transitions));
