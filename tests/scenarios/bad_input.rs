@@ -87,7 +87,8 @@ fn an_obstacle<T>(
         })?;
         // Longer than it tries in vain before it lets other pods try.
         until("some tries", 2 * LATER, || Ok((now() >= event + 2 * SOON).then_some(())))?;
-        assert_eq!(faults(sidecar, 0)?, "[]");
+        // A kernel that does not answer within a second is one, and passes.
+        until("no fault of the first", LATER, || Ok((faults(sidecar, 0)? == "[]").then_some(())))?;
         assert_eq!(untouched(&pod)?, before, "what is not ours was touched");
         let freed = now();
         clear(&pod, obstacle)?;
@@ -172,7 +173,7 @@ fn whatever_the_secret_turns_into_both_tunnels_serve_on(api: Kind) -> Result<()>
         let leader = world.sidecar(world.wait_leader(0, None, SOON)?)?;
         let valid = |tunnel: &str| leader.metric("wirevip_config_valid", &format!("{{tunnel=\"{tunnel}\"}}"));
         let wait = |expected: [f64; 2], what: &str| {
-            until(&format!("{what} to be told"), SOON, || {
+            until(&format!("{what} to be told"), LATER, || {
                 Ok(([valid("wg0")?, valid("wg1")?] == expected.map(Some)).then_some(()))
             })
         };
