@@ -2,16 +2,18 @@
 //! the successor, gotatun or wireguard-go in the pod that holds.
 
 use std::io::Write;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use lab::clock::{now, until};
 use lab::netns::Netns;
 use lab::processes::Processes;
+use lab::recorder::{Heard, Message, Recorder};
 use lab::wireguard::{Wireguard, WireguardKind};
+use nix::sys::signal::Signal;
 use tokio::runtime::Runtime;
 use wirevip::fence;
 use wirevip::ruleset::{Firewall, NetlinkFirewall, Transaction};
@@ -28,11 +30,10 @@ const PORT: u16 = 51820;
 const LONG: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// What a pod says after its fence, defused packets left out, and what of it is data.
-const WATCH: &str = "table inet watch { counter said { }; counter data { }; \
-                     chain out { type filter hook output priority 0; \
-                     udp sport 51820 @th,64,8 != 0 counter name said; \
-                     udp sport 51820 @th,64,8 4 counter name data; }; }";
+const FIRST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const SECOND: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
+/// A takeover is watched for at least so long: longer than a silenced pod is silent.
+const WATCHED: Duration = Duration::from_secs(4);
 
 struct World {
     tunnel: TunnelName,
@@ -62,7 +63,6 @@ impl World {
             ns.ip(&[format!("address add 192.0.2.{host}/24 dev eth0")])?;
             if host > 1 {
                 ns.ip(&["route add default via 192.0.2.1"])?;
-                ns.nft(WATCH)?;
             }
         }
         let processes = Processes::new()?;
@@ -167,7 +167,7 @@ impl Pod<'_> {
 
     /// Kicks until the hub answers.
     fn handshake(&self) -> Result<()> {
-        let mut wait = Duration::from_millis(250);
+        let (mut wait, begun) = (Duration::from_millis(250), now());
         loop {
             self.fresh()?;
             let kicked = now();
@@ -177,6 +177,7 @@ impl Pod<'_> {
                 }
                 thread::sleep(Duration::from_millis(5));
             }
+            ensure!(begun.elapsed() < PATIENCE, "the hub does not answer a handshake");
             wait = wait.mul_f64(1.6).min(Duration::from_secs(5));
         }
     }
@@ -231,31 +232,6 @@ fn a_tunnel_in_hold_answers_the_hub_and_a_closed_one_is_silent_but_not_dead() ->
     Ok(())
 }
 
-/// When a pod said its first word since this began, and its last.
-struct Ear {
-    firewall: NetlinkFirewall,
-    counter: &'static str,
-    count: u64,
-    first: Option<Instant>,
-    last: Option<Instant>,
-}
-
-impl Ear {
-    fn new(ns: &Netns, counter: &'static str) -> Result<Self> {
-        Ok(Self { firewall: firewall(ns)?, counter, count: 0, first: None, last: None })
-    }
-
-    fn listen(&mut self) -> Result<()> {
-        let count = self.firewall.counted("watch", self.counter)?;
-        if count > self.count {
-            self.count = count;
-            self.last = Some(now());
-            self.first = self.first.or(self.last);
-        }
-        Ok(())
-    }
-}
-
 /// The first pod uploads as fast as it may.
 fn upload(first: &Netns, stop: &AtomicBool) -> Result<()> {
     let socket = first.run(|| Ok(UdpSocket::bind("10.99.0.2:0")?))?;
@@ -271,18 +247,19 @@ fn upload(first: &Netns, stop: &AtomicBool) -> Result<()> {
 }
 
 /// What a successor to a Lease that was not released does: a handshake, heard every 50 ms for 1 s, another handshake,
-/// and 0.5 s more of the same.
-fn take_over(pod: &Pod<'_>, stop: &AtomicBool) -> Result<()> {
+/// and 0.5 s more of the same. Its tunnel stays until `stop`.
+fn take_over(pod: &Pod<'_>, done: &AtomicBool, stop: &AtomicBool) -> Result<()> {
     let socket = UdpSocket::bind("10.99.0.2:0")?;
     for length in [1000, 500] {
         pod.handshake()?;
         let start = now();
-        while start.elapsed() < Duration::from_millis(length) && !stop.load(Ordering::Relaxed) {
+        while start.elapsed() < Duration::from_millis(length) {
             thread::sleep(Duration::from_millis(50));
             // Refused once the hub's ICMP has come back, and of no matter.
             let _ = socket.send_to(b"heard", "10.99.0.1:9");
         }
     }
+    done.store(true, Ordering::Relaxed);
     until("the end", PATIENCE, || Ok(stop.load(Ordering::Relaxed).then_some(())))
 }
 
@@ -327,31 +304,42 @@ struct Takeover {
 fn silenced(carrier: Carrier) -> Result<Takeover> {
     let world = World::new()?;
     let mut firewall = world.fence()?;
-    let (mut first, mut second) = (Ear::new(&world.first, "said")?, Ear::new(&world.second, "data")?);
+    // The kernel's own stamps: a thread that looks now and then sees late what was said in time.
+    let recorder = Recorder::start(&world.hub, PORT..PORT + 1)?;
+    let mut pinging = world.hub.command("ping");
+    pinging.args(["-D", "-i", "0.01", "10.99.0.2"]);
     let mut ping = String::new();
     world.with_pod(&world.first, carrier, |pod| {
         pod.fresh()?;
         world.until_hub_reaches_the_pod()?;
         firewall.commit(&fence::hold(&world.tunnel, PORT))?;
-        let stop = AtomicBool::new(false);
+        let (done, stop, began) = (AtomicBool::new(false), AtomicBool::new(false), now());
+        let pinging = world.processes.start("ping", pinging)?;
         thread::scope(|scope| {
-            let pinging = scope.spawn(|| world.hub.sh("ping -D -i 0.01 -w 4 10.99.0.2"));
             let uploading = scope.spawn(|| upload(&world.first, &stop));
-            let successor = scope.spawn(|| world.with_pod(&world.second, carrier, |pod| take_over(pod, &stop)));
-            let mut listened = Ok(());
-            while listened.is_ok() && !pinging.is_finished() {
-                listened = first.listen().and_then(|()| second.listen());
-                thread::sleep(Duration::from_millis(1));
-            }
+            let successor = scope.spawn(|| world.with_pod(&world.second, carrier, |pod| take_over(pod, &done, &stop)));
+            let watched = until("the takeover", 4 * PATIENCE, || {
+                let done = done.load(Ordering::Relaxed) && began.elapsed() > WATCHED;
+                Ok((done || successor.is_finished()).then_some(()))
+            });
+            // It is asked for its end before the successor is: no silence of its own making.
+            let pinged = pinging.signal(Signal::SIGINT).and_then(|()| pinging.wait_exit(PATIENCE));
             stop.store(true, Ordering::Relaxed);
             for task in [uploading, successor] {
                 task.join().map_err(|_| anyhow!("a thread panicked"))??;
             }
-            ping = pinging.join().map_err(|_| anyhow!("a thread panicked"))??;
-            listened
+            pinged.and(watched)?;
+            ping = until("ping's last words", PATIENCE, || {
+                Ok(Some(pinging.log()).filter(|log| log.contains("packets transmitted")))
+            })?;
+            Ok(())
         })
     })?;
-    let took_over = second.first.context("the second said nothing")?;
-    let silent = first.last.context("the first said nothing")?.saturating_duration_since(took_over);
+    let heard = recorder.heard();
+    let said = |packet: &Heard, pod: Ipv4Addr| *packet.from.ip() == pod && packet.kind.is_speech();
+    let data = heard.iter().find(|packet| said(packet, SECOND) && packet.kind == Message::Data);
+    let took_over = data.context("the second said nothing")?.at;
+    let last = heard.iter().rfind(|packet| said(packet, FIRST)).context("the first said nothing")?;
+    let silent = last.at.saturating_duration_since(took_over);
     Ok(Takeover { silent, gap: longest_gap(&ping)?, endpoint: world.endpoint()? })
 }

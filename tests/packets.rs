@@ -190,7 +190,8 @@ fn three_thousand_connections_spread_evenly_over_tcp_and_udp_on_one_port() -> Re
         Ok(())
     })?;
     for hits in [tcp, udp] {
-        ensure!(hits.len() == 3 && hits.values().all(|n| (900..=1100).contains(n)), "spread: {hits:?}");
+        // More than five standard deviations to either side.
+        ensure!(hits.len() == 3 && hits.values().all(|n| (850..=1150).contains(n)), "spread: {hits:?}");
     }
     Ok(())
 }
@@ -217,8 +218,9 @@ fn a_closed_fence_stops_even_a_stranger_and_an_armed_one_closes_by_itself() -> R
     ensure!(fence::dropped(&mut world.firewall, &world.tunnel)? == 2, "the fence counts");
 
     let arm = |left| fence::lead(&world.tunnel, 51820, Duration::from_millis(left), false).context("too short");
-    world.firewall.commit(&arm(2000)?)?;
+    world.firewall.commit(&arm(60_000)?)?;
     ensure!(speaks()?, "an armed fence is open");
+    world.firewall.commit(&arm(150)?)?;
     until("the fence closes by itself", || Ok(!speaks()?))?;
     world.firewall.commit(&arm(60_000)?)?;
     ensure!(speaks()? && hears()?, "armed over an expired element");

@@ -37,7 +37,7 @@ pub use self::kube::{Kube, Refused};
 use self::real::Real;
 pub use self::resource::Resource;
 use self::serve::Server;
-use crate::clock::{now, paced};
+use crate::clock::{now, paced, until};
 use crate::netns::Netns;
 
 /// Which API server.
@@ -245,7 +245,8 @@ impl ApiServer {
         }
         let service = json!({ "metadata": { "generateName": "ready-" }, "spec": { "ports": [{ "port": 1 }] } });
         let path = format!("{}?dryRun=All", Resource::Service.path("default", None));
-        kube.request("POST", &path, Some(("application/json", service))).map(drop)
+        kube.request("POST", &path, Some(("application/json", service)))?;
+        kube.request("GET", "/readyz", None).map(drop)
     }
 
     /// What a cluster has before anybody installs anything, and the sidecar's rights.
@@ -269,6 +270,30 @@ impl ApiServer {
                 subject["namespace"] = namespace.as_str().into();
             }
             kube.apply(resource, object)?;
+        }
+        for role in rights()?.iter().filter(|object| !object["rules"].is_null()) {
+            self.wait_heeded(role, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the sidecars may do what this Role or ClusterRole says, and nothing of what these rules say. The real one
+    /// learns its own objects by watching them, so for a moment it answers by those of before; the stand-in looks them up.
+    pub fn wait_heeded(&self, role: &Value, taken: &[Value]) -> Result<()> {
+        if let Backend::Embedded(_) = self.backend {
+            return Ok(());
+        }
+        let namespace = if role["kind"] == "Role" { self.settings.namespace.as_str() } else { "" };
+        let given = role["rules"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for (rules, allowed) in [(given, true), (taken, false)] {
+            for asked in rules.iter().flat_map(|rule| identity::reviews(&self.settings.namespace, namespace, rule)) {
+                until(&format!("{allowed} as the answer to {asked}"), real::PATIENCE, || {
+                    let review = json!({ "spec": asked });
+                    let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+                    let answer = self.kube.request("POST", path, Some(("application/json", review)))?;
+                    Ok((answer["status"]["allowed"] == allowed).then_some(()))
+                })?;
+            }
         }
         Ok(())
     }

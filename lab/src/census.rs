@@ -2,21 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 
 use crate::clock::now;
 use crate::netns::Netns;
+use crate::processes::start_time;
 
 /// The namespaces and processes of a world.
 #[derive(Clone, Debug)]
 pub struct Census {
     /// Network namespaces: number, name and mark.
     pub namespaces: BTreeMap<u64, (String, String)>,
-    /// Process ids.
-    pub processes: Vec<i32>,
+    /// Processes: id and start time, as an id alone is given to another when its process is gone.
+    pub processes: Vec<(i32, u64)>,
 }
 
 impl Census {
@@ -24,8 +24,8 @@ impl Census {
     /// descriptor holds it.
     pub fn leftovers(&self) -> Result<Vec<String>> {
         let mut left = Vec::new();
-        for id in &self.processes {
-            if Path::new(&format!("/proc/{id}")).exists() {
+        for (id, started) in &self.processes {
+            if start_time(*id) == Some(*started) {
                 let command = fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
                 left.push(format!("process {id}: {}", command.replace('\0', " ")));
             }
@@ -72,17 +72,25 @@ impl Census {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::Context;
+
     use super::*;
 
     #[test]
     #[ignore = "needs root or a user namespace"]
-    fn a_namespace_that_is_held_is_told_and_another_with_its_number_is_not() -> Result<()> {
+    fn a_namespace_or_process_that_is_there_is_told_and_another_with_its_number_is_not() -> Result<()> {
         let netns = Netns::new("held")?;
         let census = |mark: &str| -> Result<Census> {
             let namespaces = [(netns.inode()?, (netns.name().to_owned(), mark.to_owned()))].into();
             Ok(Census { namespaces, processes: vec![] })
         };
         assert!(census(netns.mark())?.leftovers()?[0].starts_with("namespace held, held by /proc/"));
+        let own = i32::try_from(std::process::id())?;
+        let started = start_time(own).context("no start time")?;
+        for (started, left) in [(started, 1), (started + 1, 0)] {
+            let census = Census { namespaces: BTreeMap::new(), processes: vec![(own, started)] };
+            assert_eq!(census.leftovers()?.len(), left, "{census:?}");
+        }
         assert_eq!(census("lab-of-another-world")?.leftovers()?, Vec::<String>::new());
         Ok(())
     }

@@ -49,6 +49,9 @@ impl Answer {
     }
 }
 
+/// How long somebody waits at least who wants to know whom he is sent to, and not how soon.
+const SPREAD: Duration = Duration::from_secs(10);
+
 /// Asks from one namespace.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -82,9 +85,9 @@ impl Client {
     }
 
     /// Asks `count` times, each from a port of its own; how often each name answered. Refusals count as `refused`,
-    /// silences as `silent`.
+    /// silences as `silent`: nothing for 10 s.
     pub fn spread(&self, proto: Proto, target: SocketAddrV4, count: usize) -> Result<BTreeMap<String, usize>> {
-        let patience = self.patience;
+        let patience = self.patience.max(paced(SPREAD));
         self.netns.run(|| {
             let mut seen = BTreeMap::new();
             for _ in 0..count {
@@ -174,6 +177,17 @@ impl Client {
             let status = head.split_whitespace().nth(1).context("no HTTP status")?.parse()?;
             Ok((status, body.to_owned()))
         })
+    }
+
+    /// Asks again as long as nothing comes back: the first answer or refusal, or silence after `within`.
+    pub fn answer(&self, proto: Proto, target: SocketAddrV4, within: Duration) -> Result<Answer> {
+        let deadline = now() + paced(within);
+        loop {
+            let answer = self.who(proto, target)?;
+            if answer != Answer::Silence || now() >= deadline {
+                return Ok(answer);
+            }
+        }
     }
 
     /// Asks until `good` likes the answer; when it was asked.

@@ -56,6 +56,35 @@ pub fn longest(samples: &[Sample], from: Instant, to: Instant) -> Gap {
     silences(samples, from, to).into_iter().max_by_key(Gap::length).unwrap_or(Gap { from, to, ended: false })
 }
 
+/// Neighbouring probes of one who never waits leave so far apart only where the machine does not let him run.
+const ASLEEP: Duration = Duration::from_millis(50);
+
+/// When the prober itself was put aside: from the last probe before it to the first after it.
+fn sleeps(samples: &[Sample]) -> Vec<(Instant, Instant)> {
+    let neighbours = samples.windows(2).map(|two| (two[0].sent, two[1].sent));
+    neighbours.filter(|(last, next)| next.saturating_duration_since(*last) > ASLEEP).collect()
+}
+
+/// How much of `from..to` these sleeps take.
+fn slept(sleeps: &[(Instant, Instant)], from: Instant, to: Instant) -> Duration {
+    let within = |(last, next): &(Instant, Instant)| (*next).min(to).saturating_duration_since((*last).max(from));
+    sleeps.iter().map(within).sum()
+}
+
+/// For how much of `from..to` the machine did not let the prober run; of probes that never wait for an answer, in the
+/// order in which they left.
+pub fn asleep(samples: &[Sample], from: Instant, to: Instant) -> Duration {
+    slept(&sleeps(samples), from, to)
+}
+
+/// The longest silence that touches `from..to`, where time does not count in which the prober itself did not ask
+/// ([`asleep`]): a machine with other work makes no silence longer.
+pub fn longest_awake(samples: &[Sample], from: Instant, to: Instant) -> Duration {
+    let sleeps = sleeps(samples);
+    let awake = |gap: Gap| gap.length().saturating_sub(slept(&sleeps, gap.from, gap.to));
+    silences(samples, from, to).into_iter().map(awake).max().unwrap_or_default()
+}
+
 /// How many probes that left within `from..to` got no answer.
 pub fn lost(samples: &[Sample], from: Instant, to: Instant) -> usize {
     samples.iter().filter(|sample| (from..to).contains(&sample.sent) && sample.answered.is_none()).count()
@@ -151,6 +180,39 @@ mod tests {
     fn no_answer_at_all_is_one_gap_over_the_whole_window() {
         let zero = crate::clock::now();
         assert_eq!(longest(&[], zero, zero + MS(9)).length(), MS(9));
+    }
+
+    /// From the probe at `from` ms on all is `by` ms later, as on a machine that stood still.
+    fn stall(samples: &mut [Sample], from: usize, by: u64) {
+        for sample in &mut samples[from / 5..] {
+            sample.sent += MS(by);
+            sample.answered = sample.answered.map(|at| at + MS(by));
+        }
+    }
+
+    #[test]
+    fn a_machine_that_stood_still_makes_no_silence_longer() {
+        let zero = crate::clock::now();
+        let mut samples = record(zero, 100, 0..0);
+        stall(&mut samples, 250, 3000);
+        assert_eq!(longest(&samples, zero, zero + MS(3490)).length(), MS(3005));
+        assert_eq!(longest_awake(&samples, zero, zero + MS(3490)), MS(5));
+        assert_eq!(asleep(&samples, zero, zero + MS(3490)), MS(3005));
+        assert_eq!(asleep(&samples, zero + MS(1000), zero + MS(2000)), MS(1000));
+        // Within a silence only the stall itself is taken off.
+        let mut samples = record(zero, 100, 40..60);
+        stall(&mut samples, 250, 3000);
+        assert_eq!(longest_awake(&samples, zero, zero + MS(3490)), MS(100));
+    }
+
+    #[test]
+    fn a_silent_tunnel_counts_in_full_beside_a_longer_stall() {
+        let zero = crate::clock::now();
+        let mut samples = record(zero, 1000, 400..600);
+        assert_eq!(longest_awake(&samples, zero, zero + MS(4990)), MS(1005));
+        stall(&mut samples, 1000, 2000);
+        assert_eq!(longest_awake(&samples, zero, zero + MS(6990)), MS(1005));
+        assert_eq!(longest_awake(&record(zero, 1000, 400..1000), zero, zero + MS(4996)), MS(3000), "without an end");
     }
 
     #[test]

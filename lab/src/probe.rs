@@ -13,7 +13,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::clock::{now, until};
-use crate::gaps::{Gap, Sample, longest, lost};
+use crate::gaps::{Gap, Sample, asleep, longest, longest_awake, lost};
 use crate::netns::Netns;
 use crate::processes::locked;
 
@@ -49,6 +49,11 @@ impl ProbeKind {
     /// A probe of this kind without an answer after this is lost.
     fn patience(self) -> Duration {
         if self == ProbeKind::TcpRequest { REQUEST_PATIENCE } else { PATIENCE }
+    }
+
+    /// May the next probe have to wait for an answer? Else one that is late tells of the machine, not of the path.
+    fn waits(self) -> bool {
+        self == ProbeKind::TcpLong
     }
 }
 
@@ -127,6 +132,20 @@ impl Probe {
     /// The longest silence that touches the time from `from` until now.
     pub fn gap_since(&self, from: Instant) -> Gap {
         longest(&self.samples(), from, now())
+    }
+
+    /// The length of the longest silence that touches the time from `from` until now, without what the machine did not let
+    /// this probe ask: what a bound is held against.
+    pub fn silence_since(&self, from: Instant) -> Duration {
+        if self.kind.waits() {
+            return self.gap_since(from).length();
+        }
+        longest_awake(&self.samples(), from, now())
+    }
+
+    /// For how much of the time from `from` until `to` the machine did not let this probe ask.
+    pub fn asleep(&self, from: Instant, to: Instant) -> Duration {
+        if self.kind.waits() { Duration::ZERO } else { asleep(&self.samples(), from, to) }
     }
 
     /// How many probes sent in `from..to` were lost.

@@ -70,7 +70,10 @@ impl Processes {
             }
         })?;
         let pid = i32::try_from(child.id()).context("a process id beyond i32")?;
-        let process = Process { name: name.into(), pid: Pid::from_raw(pid), child: Arc::new(Mutex::new(child)), log };
+        // Nobody has reaped it yet, so the id is its own.
+        let born = start_time(pid).with_context(|| format!("{name} has no start time"))?;
+        let child = Arc::new(Mutex::new(child));
+        let process = Process { name: name.into(), pid: Pid::from_raw(pid), born, child, log };
         locked(&self.started).push(process.clone());
         Ok(process)
     }
@@ -80,9 +83,9 @@ impl Processes {
         locked(&self.started).iter().map(|process| process.log() + "\n").collect()
     }
 
-    /// The ids of all that were ever started here.
-    pub fn ids(&self) -> Vec<i32> {
-        locked(&self.started).iter().map(Process::id).collect()
+    /// The ids of all that were ever started here, and when each started ([`start_time`]).
+    pub fn births(&self) -> Vec<(i32, u64)> {
+        locked(&self.started).iter().map(|process| (process.id(), process.born)).collect()
     }
 }
 
@@ -116,6 +119,7 @@ fn start_init() -> Result<Child> {
 pub struct Process {
     name: Arc<str>,
     pid: Pid,
+    born: u64,
     child: Arc<Mutex<Child>>,
     log: Arc<Mutex<Vec<u8>>>,
 }
@@ -153,9 +157,7 @@ impl Process {
 
     /// Does it stand still, by SIGSTOP?
     pub fn stopped(&self) -> bool {
-        // pid (comm) state …, and a comm may hold anything but is the last in parentheses (proc(5)).
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        stat(self.id()).is_some_and(|rest| rest.starts_with('T'))
     }
 
     /// Waits for its end.
@@ -180,6 +182,18 @@ impl Process {
             }
         }
     }
+}
+
+/// What follows `pid (comm) ` in a process's `stat`, if it is there: a comm may hold anything but is the last in
+/// parentheses (proc(5)).
+fn stat(id: i32) -> Option<String> {
+    Some(std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?.rsplit_once(") ")?.1.to_owned())
+}
+
+/// When the process that has this id now was started, in the kernel's ticks; `None`: there is none.
+pub fn start_time(id: i32) -> Option<u64> {
+    // Field 22, of which two are gone by now.
+    stat(id)?.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// A poisoned lock holds what a panicking thread left: still the truth about processes.

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use crate::client::Client;
-use crate::clock::{now, until};
+use crate::clock::{now, paced, until};
 use crate::netns::Netns;
 use crate::plan;
 use crate::processes::{Process, Processes};
@@ -22,6 +22,9 @@ use crate::shim::{self, Shim};
 
 /// Namespace in which the sidecars, their Secret and their Leases live.
 pub const NAMESPACE: &str = "wirevip";
+
+/// How long its HTTP port may take for an answer, on a machine with other work.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 const CONTAINER: &str = r#"
 set -e
@@ -96,7 +99,7 @@ impl Sidecar {
             prelude: String::new(),
             capabilities: ",+net_admin".into(),
             shim: None,
-            outside: Client::new(outside),
+            outside: Client::new(outside).patient(paced(PATIENCE)),
             processes: Arc::clone(processes),
             process: None,
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::clock::{now, until};
+use crate::clock::until;
 use crate::gaps::Gap;
 use crate::probe::Probe;
 use crate::recorder::Message;
@@ -22,6 +22,8 @@ pub struct Takeover {
     pub event: Instant,
     /// The client's silence.
     pub gap: Gap,
+    /// The longest it was silent while the machine let it ask: what a bound is held against.
+    pub silent: Duration,
     /// The successor's write of the Lease reached the API server.
     pub lease: Option<Instant>,
     /// The successor's first handshake message reached the hub.
@@ -57,7 +59,8 @@ impl Takeover {
             from,
             to,
             event,
-            gap: crate::gaps::longest(&probe.samples(), event, now()),
+            gap: probe.gap_since(event),
+            silent: probe.silence_since(event),
             lease,
             handshake: Some(handshake),
             session: Some(session),
@@ -90,6 +93,9 @@ impl fmt::Display for Takeover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { from, to, gap, .. } = self;
         write!(f, "node {from} → node {to}: gap {:.1} ms", milliseconds(gap.length()))?;
+        if self.silent < gap.length() {
+            write!(f, ", {:.1} ms while the machine let the client ask", milliseconds(self.silent))?;
+        }
         let phases: Vec<String> =
             self.phases().iter().map(|(name, length)| format!("{name} {:.1} ms", milliseconds(*length))).collect();
         write!(f, " ({})", phases.join(", "))
@@ -107,11 +113,12 @@ mod tests {
 
     #[test]
     fn phases_follow_each_other_and_what_was_not_seen_is_left_out() {
-        let zero = now();
+        let zero = crate::clock::now();
         let at = |ms| zero + Duration::from_millis(ms);
         let gap = Gap { from: at(0), to: at(60), ended: true };
+        let (lease, handshake) = (Some(at(20)), Some(at(30)));
         let mut takeover =
-            Takeover { from: 1, to: 2, event: zero, gap, lease: Some(at(20)), handshake: Some(at(30)), session: None };
+            Takeover { from: 1, to: 2, event: zero, gap, silent: gap.length(), lease, handshake, session: None };
         let lengths = |t: &Takeover| t.phases().iter().map(|(_, d)| d.as_millis()).collect::<Vec<_>>();
         assert_eq!(lengths(&takeover), [20, 10, 30]);
         takeover.session = Some(at(35));

@@ -356,7 +356,7 @@ impl World {
     pub fn census(&self) -> Result<Census> {
         let names = |netns: &Netns| (netns.name().to_owned(), netns.mark().to_owned());
         let namespaces = self.topology.all().into_iter().map(|netns| Ok((netns.inode()?, names(netns))));
-        Ok(Census { namespaces: namespaces.collect::<Result<_>>()?, processes: self.processes.ids() })
+        Ok(Census { namespaces: namespaces.collect::<Result<_>>()?, processes: self.processes.births() })
     }
 
     /// Has the referee judge what was said at the hubs, looks that the chart's rights are enough, takes the world down,

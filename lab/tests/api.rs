@@ -937,13 +937,14 @@ mod faults {
         let (world, _) = world()?;
         let kube = world.kube();
         let version = version(&kube.create(Resource::Lease, world.lease("l"))?);
-        let path = format!("{}?watch=1&timeoutSeconds=1&resourceVersion={version}", world.path(Resource::Lease));
+        let path = format!("{}?watch=1&resourceVersion={version}", world.path(Resource::Lease));
         let faults = world.api.faults()?.clone();
         let change = |holder: &str| {
             kube.patch(Resource::Lease, &world.namespace, "l", json!({ "spec": { "holderIdentity": holder } }))
         };
         faults.stick_watches(true);
-        let stuck = world.watch(&path, 1, || change("a").map(drop).map_err(Into::into))?;
+        let stuck =
+            world.watch(&format!("{path}&timeoutSeconds=1"), 1, || change("a").map(drop).map_err(Into::into))?;
         equal(stuck.len(), 0)?;
         let loose = world.watch(&path, 2, || {
             change("b")?;

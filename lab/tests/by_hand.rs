@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lab::client::{Answer, Proto};
-use lab::clock::{now, until};
+use lab::clock::now;
 use lab::node::Cut;
 use lab::probe::{Probe, ProbeKind};
 use lab::recorder::Message;
-use lab::wireguard::WireguardKind;
+use lab::wireguard::Wireguard;
 use lab::{World, WorldSpec, plan};
 
 const WITHIN: Duration = Duration::from_secs(5);
@@ -20,14 +20,6 @@ const WITHIN: Duration = Duration::from_secs(5);
 fn carry_by_hand(world: &World, number: u8) -> Result<()> {
     let pod = &world.sidecar(number)?.netns;
     let tunnel = &world.spec.tunnels[0];
-    let make = match world.hubs[0].kind {
-        WireguardKind::Kernel => "ip link add wg0 type wireguard; sleep infinity",
-        WireguardKind::WireguardGo => "exec wireguard-go -f wg0",
-    };
-    let script = format!("mount -t tmpfs pod /run && mkdir /run/wireguard && {make}");
-    let mut command = pod.command("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-c", &script]).env("LOG_LEVEL", "error");
-    let process = world.processes().start("by hand", command)?;
     let config = format!(
         "[Interface]\nPrivateKey = {}\nListenPort = 51820\n[Peer]\nPublicKey = {}\nAllowedIPs = 0.0.0.0/0\nEndpoint = {}\nPersistentKeepalive = 5\n",
         tunnel.private_key, tunnel.peer_public_key, tunnel.endpoint
@@ -37,16 +29,7 @@ fn carry_by_hand(world: &World, number: u8) -> Result<()> {
         ("net/ipv4/conf/all/rp_filter", "0"),
         ("net/ipv4/conf/default/rp_filter", "0"),
     ])?;
-    until("the pod's WireGuard", WITHIN, || {
-        process.expect_running()?;
-        let mount = format!("--mount=/proc/{}/ns/mnt", process.id());
-        let script = format!("wg setconf wg0 /dev/stdin <<'E'\n{config}E");
-        let done = std::process::Command::new("nsenter")
-            .args([format!("--net={}", pod.path()), mount])
-            .args(["sh", "-c", &script])
-            .output()?;
-        Ok(done.status.success().then_some(()))
-    })?;
+    Wireguard::start(pod, "wg0", world.hubs[0].kind, &config, world.processes())?;
     pod.sh(&format!("ip addr add {}/32 dev wg0", tunnel.vip))?;
     pod.nft(&format!(
         "table ip hand {{

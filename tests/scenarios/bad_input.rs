@@ -13,7 +13,8 @@ use lab::sidecar::{NAMESPACE, Sidecar};
 use lab::{World, plan, play, play_unstarted};
 use serde_json::{Value, json};
 
-use crate::{LATER, SETTLE, SOON, spec};
+use crate::isolation::serve_both;
+use crate::{LATER, SOON, spec};
 
 crate::scenarios!(
     an_interface_that_is_not_ours_is_named_and_left_alone_until_it_goes,
@@ -86,16 +87,19 @@ fn an_obstacle<T>(
         })?;
         // Longer than it tries in vain before it lets other pods try.
         until("some tries", 2 * LATER, || Ok((now() >= event + 2 * SOON).then_some(())))?;
-        assert_eq!(faults(sidecar, 0)?, "[]");
+        // A kernel that does not answer within a second is one, and passes.
+        until("no fault of the first", LATER, || Ok((faults(sidecar, 0)? == "[]").then_some(())))?;
         assert_eq!(untouched(&pod)?, before, "what is not ours was touched");
         let freed = now();
         clear(&pod, obstacle)?;
         world.wait_serving(LATER)?;
-        // The contract: a try every 5 s at least. Half as much again for a machine with other work.
-        assert!(freed.elapsed() < SOON * 3 / 2, "served only after {:?}: {}", freed.elapsed(), sidecar.log());
+        // The contract: a try every 5 s at least. Half as much again for a machine with other work, beside what it stood
+        // still.
+        let took = freed.elapsed().saturating_sub(probe.asleep(freed, now()));
+        assert!(took < SOON * 3 / 2, "served only after {took:?}: {}", sidecar.log());
         eprintln!("{words:?}: served {:?} after the way was free", freed.elapsed());
         until("no fault", SOON, || Ok((faults(sidecar, 1)? == "[]").then_some(())))?;
-        assert_eq!(probe.lost(event, now() - SETTLE), 0, "the other tunnel lost packets");
+        assert_eq!(probe.lost_since(event), 0, "the other tunnel lost packets");
         Ok(())
     })
 }
@@ -159,8 +163,9 @@ fn put(world: &World, data: Value) -> Result<()> {
 
 fn whatever_the_secret_turns_into_both_tunnels_serve_on(api: Kind) -> Result<()> {
     play(spec(api).tunnels(2), |world| {
+        serve_both(world)?;
         let first = Probe::start(&world.topology.client, world.web(), ProbeKind::UdpFlow)?;
-        let second = Probe::start(&world.topology.client, world.hubs[1].public(6443), ProbeKind::TcpConnect)?;
+        let second = Probe::start(&world.topology.client, world.hubs[1].public(9000), ProbeKind::UdpFlow)?;
         for probe in [&first, &second] {
             probe.steady_since(now(), 100, SOON)?;
         }
@@ -168,7 +173,7 @@ fn whatever_the_secret_turns_into_both_tunnels_serve_on(api: Kind) -> Result<()>
         let leader = world.sidecar(world.wait_leader(0, None, SOON)?)?;
         let valid = |tunnel: &str| leader.metric("wirevip_config_valid", &format!("{{tunnel=\"{tunnel}\"}}"));
         let wait = |expected: [f64; 2], what: &str| {
-            until(&format!("{what} to be told"), SOON, || {
+            until(&format!("{what} to be told"), LATER, || {
                 Ok(([valid("wg0")?, valid("wg1")?] == expected.map(Some)).then_some(()))
             })
         };
@@ -204,7 +209,7 @@ fn whatever_the_secret_turns_into_both_tunnels_serve_on(api: Kind) -> Result<()>
         })?;
         for probe in [&first, &second] {
             probe.steady_since(now(), 100, SOON)?;
-            assert_eq!(probe.lost(event, now() - SETTLE), 0, "packets were lost");
+            assert_eq!(probe.lost_since(event), 0, "packets were lost");
         }
         Ok(())
     })

@@ -50,7 +50,7 @@ fn kube_vips_annotation_and_load_balancer_ip_name_a_tunnel(api: Kind) -> Result<
             world.client.until(Proto::Tcp, world.hubs[0].public(port), SOON, |a| a.name().is_some())?;
         }
         for port in [83, 84, 87] {
-            assert_eq!(world.client.connect(world.hubs[0].public(port))?, Answer::Refused);
+            assert_eq!(world.client.patient(SOON).connect(world.hubs[0].public(port))?, Answer::Refused);
         }
         let ingress = until("the Service's status", SOON, || Ok(world.ingress("annotated")?.into_iter().next()))?;
         assert_eq!(ingress["ip"].as_str().map(str::parse::<Ipv4Addr>), Some(Ok(vip)));
@@ -136,7 +136,7 @@ fn the_control_plane_is_forwarded_on_the_port_asked_for(api: Kind) -> Result<()>
         until("the API server on another port", LATER, || {
             Ok(matches!(world.client.connect(asked_for)?, Answer::Text(_)).then_some(()))
         })?;
-        assert_eq!(world.client.connect(world.hubs[0].public(6443))?, Answer::Refused);
+        assert_eq!(world.client.patient(SOON).connect(world.hubs[0].public(6443))?, Answer::Refused);
         Ok(())
     })
 }
@@ -151,7 +151,7 @@ fn without_the_control_plane_nothing_is_forwarded_to_it(api: Kind) -> Result<()>
         // What comes later in the same watches is forwarded: so the slice is known by now.
         world.serve("later", 81)?;
         world.client.until(Proto::Tcp, world.hubs[0].public(81), SOON, |a| a.name().is_some())?;
-        assert_eq!(world.client.connect(world.hubs[0].public(6443))?, Answer::Refused);
+        assert_eq!(world.client.patient(SOON).connect(world.hubs[0].public(6443))?, Answer::Refused);
         Ok(())
     })
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use lab::api::{Kind, Resource};
 use lab::client::Proto;
 use lab::clock::until;
-use lab::sidecar::NAMESPACE;
+use lab::sidecar::{NAMESPACE, Sidecar};
 use lab::{World, objects, play};
 use serde_json::Value;
 
@@ -89,6 +89,15 @@ fn a_tenure_that_was_not_renewed_is_told(api: Kind) -> Result<()> {
     })
 }
 
+/// The Events that tell how far a pod's clock is off: seconds, and the whole note.
+fn told_skews(world: &World, pod: &Sidecar) -> Result<Vec<(f64, String)>> {
+    let seconds = |note: &str| note.split_once("clock is ")?.1.split(' ').next()?.parse::<f64>().ok();
+    let events = world.kube.list(Resource::Event, "")?;
+    let about = |event: &&Value| event["reason"] == "ClockSkew" && event["regarding"]["name"] == pod.pod.as_str();
+    let notes = events.iter().filter(about).map(|event| event["note"].as_str().context("no note"));
+    notes.map(|note| note.and_then(|note| Ok((seconds(note).context("no seconds")?.abs(), note.to_owned())))).collect()
+}
+
 fn a_clock_that_differs_is_measured_and_told(api: Kind) -> Result<()> {
     play(spec(api), |world| {
         let leader = world.wait_leader(0, None, SOON)?;
@@ -98,16 +107,16 @@ fn a_clock_that_differs_is_measured_and_told(api: Kind) -> Result<()> {
             skew.context("not exported").map(|skew| skew.abs())
         };
         until("a first measure", SOON, || Ok((skew()? < 1.0).then_some(())))?;
-        assert!(!world.events()?.iter().any(|event| event.starts_with("ClockSkew")), "the clocks agree");
+        // A renewal that takes a second may be told: the machine has other work. A minute is more than that.
+        assert!(!told_skews(world, standby)?.iter().any(|(skew, _)| *skew > 60.0), "the clocks agree");
         // Another holder that renews by a clock that is an hour slow. Its first record may be as old as it looks.
         let an_hour_ago = jiff::Timestamp::now() - Duration::from_secs(3600);
         usurp(world, an_hour_ago)?;
         usurp(world, an_hour_ago + Duration::from_secs(1))?;
         until("the skew measured", SOON, || Ok((3500.0..3700.0).contains(&skew()?).then_some(())))?;
-        told(world, &format!("ClockSkew Pod/{}", standby.pod))?;
-        let note = world.kube.list(Resource::Event, "")?;
-        let note = note.iter().find(|event| event["reason"] == "ClockSkew").map(|event| &event["note"]);
-        let note = note.and_then(Value::as_str).context("no note")?;
+        let (_, note) = until("the Event", LATER, || {
+            Ok(told_skews(world, standby)?.into_iter().find(|(skew, _)| (3500.0..3700.0).contains(skew)))
+        })?;
         assert!(note.contains("time synchronisation"), "{note}");
         // With the next holder of a right clock it is over.
         world.wait_leader(0, None, LEASE + LATER)?;

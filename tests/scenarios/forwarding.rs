@@ -41,7 +41,8 @@ fn three_backends_share_tcp_and_udp_evenly(api: Kind) -> Result<()> {
             let seen = world.client.spread(proto, world.web(), 3000)?;
             eprintln!("{proto:?}: {seen:?}");
             assert_eq!(seen.keys().map(String::as_str).collect::<Vec<_>>(), ["b0", "b1", "b2"], "{seen:?}");
-            assert!(seen.values().all(|count| (900..=1100).contains(count)), "{seen:?}");
+            // More than five standard deviations to either side.
+            assert!(seen.values().all(|count| (850..=1150).contains(count)), "{seen:?}");
         }
         Ok(())
     })
@@ -49,7 +50,7 @@ fn three_backends_share_tcp_and_udp_evenly(api: Kind) -> Result<()> {
 
 /// Asks until exactly these backends answer, all of them, and nothing is refused.
 pub(crate) fn expect_exactly(world: &World, target: SocketAddrV4, names: &[&str]) -> Result<()> {
-    until(&format!("answers of {names:?} alone"), SOON, || {
+    until(&format!("answers of {names:?} alone"), LATER, || {
         let seen = world.client.spread(Proto::Tcp, target, 30 * names.len())?;
         let found: Vec<&str> = seen.keys().map(String::as_str).collect();
         anyhow::ensure!(found == names, "{seen:?} answered");
@@ -172,6 +173,8 @@ fn a_client_stays_with_its_backend_where_affinity_is_asked_for(api: Kind) -> Res
         world.sidecar(leader)?.stop(SOON)?;
         world.wait_leader(0, Some(leader), LATER)?;
         world.wait_serving(LATER)?;
+        // A flow of UDP comes back by itself, a question that was lost on the way does not.
+        world.client.until(Proto::Udp, world.web(), SOON, |answer| answer.name().is_some())?;
         assert_eq!(served_by(world)?, before, "a successor picks the same backend");
         // One backend goes: its clients move, the others stay.
         let gone = before[0].clone();
@@ -195,16 +198,18 @@ fn the_tunnel_opens_nothing_but_what_is_forwarded(api: Kind) -> Result<()> {
     play(spec(api), |world| {
         let quick = Duration::from_millis(300);
         let (hub, leader) = (&world.hubs[0], world.wait_leader(0, None, SOON)?);
-        let from_hub = Client::new(&hub.netns).patient(quick);
+        let from_hub = Client::new(&hub.netns);
         world.wait_control_plane(0, LATER)?;
         assert!(hub.netns.sh(&format!("ping -c 1 -W 2 {}", hub.vip)).is_ok(), "the VIP answers ping");
-        assert!(matches!(from_hub.connect(SocketAddrV4::new(hub.vip, 6443))?, Answer::Text(_)));
+        assert!(matches!(from_hub.patient(SOON).connect(SocketAddrV4::new(hub.vip, 6443))?, Answer::Text(_)));
         for port in [plan::HTTP_PORT, 22, 9999] {
-            assert_eq!(from_hub.connect(SocketAddrV4::new(hub.vip, port))?, Answer::Refused, "port {port}");
-            assert_eq!(from_hub.who(Proto::Udp, SocketAddrV4::new(hub.vip, port))?, Answer::Refused, "port {port}");
+            let target = SocketAddrV4::new(hub.vip, port);
+            assert_eq!(from_hub.patient(SOON).connect(target)?, Answer::Refused, "port {port}");
+            assert_eq!(from_hub.answer(Proto::Udp, target, SOON)?, Answer::Refused, "port {port}");
         }
         // What lies behind the VIP, even if the hub routes there.
         hub.reach_into(&["10.20.0.0/16", "10.10.0.0/24"])?;
+        let from_hub = from_hub.patient(quick);
         for target in [
             world.backends[0].socket(),
             SocketAddrV4::new(plan::sidecar(leader), plan::HTTP_PORT),

@@ -24,7 +24,7 @@ crate::scenarios!(
 );
 
 /// Service `default/both` on the VIPs of both tunnels.
-fn serve_both(world: &World) -> Result<()> {
+pub(crate) fn serve_both(world: &World) -> Result<()> {
     let vips: Vec<_> = world.spec.tunnels.iter().map(|tunnel| tunnel.vip).collect();
     let ports = [objects::port(Proto::Tcp, 9000, 8080), objects::port(Proto::Udp, 9000, 8080)];
     let service = objects::service_on("both", &vips, &ports);

@@ -102,7 +102,8 @@ fn changed_allowed_ips_hold_at_once_and_keep_link_and_flows(api: Kind) -> Result
         let download = Download::start(&world.client.patient(SOON), world.web())?;
         let hub = Client::new(&world.hubs[0].netns).patient(SETTLE);
         let vip = SocketAddrV4::new(world.hubs[0].vip, WEB);
-        assert!(hub.who(Proto::Udp, vip)?.name().is_some(), "the hub itself may ask, at first");
+        let answer = hub.answer(Proto::Udp, vip, SOON)?;
+        assert!(answer.name().is_some(), "the hub itself may ask, at first, and gets {answer:?}");
         let event = now();
         let mut tunnel = world.spec.tunnels[0].clone();
         // The client's network alone; then all but in other words.

@@ -103,14 +103,6 @@ fn steady(world: &World) -> Result<(Probe, u8)> {
     Ok((probe, world.wait_leader(0, None, SOON)?))
 }
 
-/// From the successor's first packet on the hub of tunnel `index` hears it alone (I1).
-fn expect_one_speaker(world: &World, index: usize, from: u8, to: u8, since: Instant) -> Result<()> {
-    let heard = world.hubs.get(index).context("no such hub")?.heard();
-    let first =
-        heard.iter().find(|h| h.at >= since && h.node() == Some(to)).context("the successor was never heard")?;
-    expect_silence(world, index, from, first.at)
-}
-
 /// Waits until a sidecar says of itself that it stands by.
 fn stands_by(world: &World, node: u8) -> Result<()> {
     let sidecar = world.sidecar(node)?;

@@ -10,7 +10,7 @@ use lab::sidecar::NAMESPACE;
 use lab::{World, play};
 use serde_json::{Value, json};
 
-use crate::{LATER, SOON, spec};
+use crate::{LATER, LEASE, SOON, spec};
 
 crate::scenarios!(nothing_in_a_whole_life_is_refused, each_missing_right_is_told_and_what_can_go_on_goes_on);
 
@@ -40,7 +40,8 @@ fn nothing_in_a_whole_life_is_refused(api: Kind) -> Result<()> {
 
         // A hand-over, then a takeover after a kill, of a Lease that was deleted meanwhile.
         world.sidecar(first)?.stop(SOON)?;
-        let second = world.wait_leader(0, Some(first), SOON)?;
+        // A release that fails costs the whole Lease.
+        let second = world.wait_leader(0, Some(first), LEASE + LATER)?;
         world.sidecar_mut(first)?.start()?;
         world.sidecar(first)?.wait_ready(LATER)?;
         world.kube.delete(Resource::Lease, NAMESPACE, &world.spec.tunnels[0].lease())?;
@@ -131,16 +132,15 @@ const RIGHTS: [Right; 6] = [
 ];
 
 impl Right {
-    /// The role as it is, and without this rule.
-    fn roles(&self, world: &World) -> Result<(Value, Value)> {
+    /// The role as it is and without this rule, and the rule.
+    fn roles(&self, world: &World) -> Result<(Value, Value, Vec<Value>)> {
         let namespace = if self.role == Resource::Role { NAMESPACE } else { "" };
         let whole = world.kube.get(self.role, namespace, "wirevip")?;
         let mut less = whole.clone();
         let rules = less["rules"].as_array_mut().context("a role without rules")?;
-        let before = rules.len();
-        rules.retain(|rule| rule["resources"] != json!([self.resource]));
-        assert_eq!(rules.len(), before - 1, "a rule for {}", self.resource);
-        Ok((whole, less))
+        let taken: Vec<_> = rules.extract_if(.., |rule| rule["resources"] == json!([self.resource])).collect();
+        assert_eq!(taken.len(), 1, "a rule for {}", self.resource);
+        Ok((whole, less, taken))
     }
 
     /// Without the rule from the start: it is told, and what can go on does.
@@ -172,14 +172,15 @@ fn each_missing_right_is_told_and_what_can_go_on_goes_on(api: Kind) -> Result<()
     play(spec(api).nodes(1), |world| {
         for right in RIGHTS {
             world.sidecar(1)?.stop(SOON)?;
-            let (mut whole, less) = right.roles(world)?;
-            let taken = world.kube.replace(right.role, less)?;
+            let (mut whole, less, taken) = right.roles(world)?;
+            let less = world.kube.replace(right.role, less)?;
+            world.api.wait_heeded(&less, &taken)?;
             let unpublished = json!({ "status": { "loadBalancer": { "ingress": null } } });
             world.kube.patch_status(Resource::Service, "default", "web", unpublished)?;
             world.sidecar_mut(1)?.start()?;
             right.is_missed(world).with_context(|| format!("without the right to {}", right.resource))?;
-            whole["metadata"]["resourceVersion"] = taken["metadata"]["resourceVersion"].clone();
-            world.kube.replace(right.role, whole)?;
+            whole["metadata"]["resourceVersion"] = less["metadata"]["resourceVersion"].clone();
+            world.api.wait_heeded(&world.kube.replace(right.role, whole)?, &[])?;
             world.wait_serving(LATER).with_context(|| format!("with the right to {} again", right.resource))?;
             world.sidecar(1)?.wait_ready(SOON)?;
         }

@@ -1,4 +1,4 @@
-//! A leader goes, another comes: nobody speaks at the same time (I1), and the client soon has answers again (I9).
+//! A leader goes, another comes: nobody speaks at the same time (I1: the referee looks), and the client soon has answers again (I9).
 //! All with `--hold=false`; what hold changes is in `hold`. Gaps are printed, not asserted to the millisecond: `make
 //! bench` measures them.
 
@@ -15,7 +15,7 @@ use lab::recorder::Message;
 use lab::takeover::Takeover;
 use lab::{World, plan, play};
 
-use crate::{LATER, LEASE, SOON, apart, expect_one_speaker, expect_silence, stands_by, steady, strict};
+use crate::{LATER, LEASE, SOON, apart, expect_silence, stands_by, steady, strict};
 
 crate::scenarios!(
     a_leader_that_is_asked_to_stop_hands_over,
@@ -33,7 +33,6 @@ crate::scenarios!(
 fn takeover(world: &World, probe: &Probe, leader: u8, event: Instant, what: &str) -> Result<Takeover> {
     let takeover = Takeover::measure(world, 0, probe, leader, event, LEASE + LATER)?;
     eprintln!("{what}: {takeover}");
-    expect_one_speaker(world, 0, leader, takeover.to, event)?;
     Ok(takeover)
 }
 
@@ -45,7 +44,7 @@ fn a_leader_that_is_asked_to_stop_hands_over(api: Kind) -> Result<()> {
         let old = world.sidecar(leader)?;
         let status = old.wait_exit(Duration::from_secs(3))?;
         assert!(status.success(), "{status}: {}", old.log());
-        assert!(takeover.gap.length() < LEASE, "a Lease that was given back need not run out");
+        assert!(takeover.silent < LEASE, "a Lease that was given back need not run out");
         Ok(())
     })
 }
@@ -65,7 +64,7 @@ fn a_killed_leader_that_is_restarted_leads_again_at_once(api: Kind) -> Result<()
         let transitions = world.lease(0)?.context("no Lease")?.transitions;
         let event = now();
         let restarted = world.sidecar_mut(leader)?.restart_in_place(Duration::from_millis(100))?;
-        probe.steady_since(restarted, 100, LEASE)?;
+        probe.steady_since(restarted, 100, LATER)?;
         eprintln!("SIGKILL and restart: gap {:?}", probe.gap_since(event).length());
         let lease = world.lease(0)?.context("no Lease")?;
         assert_eq!((lease.holder, lease.transitions), (world.sidecar(leader)?.identity(), transitions));

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
@@ -9,6 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use nix::sys::socket::{Shutdown, shutdown};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
@@ -137,9 +139,11 @@ impl Worker {
             tokio::select! {
                 order = orders.recv() => match order {
                     Some(Order::Stop(answer)) => {
-                        listener = None;
+                        // A child that another thread forks has the socket, too, until it execs: closed here alone it
+                        // would still take connections, and leave the address to nobody.
+                        let ended = listener.take().map_or(Ok(()), |old| shutdown(old.as_raw_fd(), Shutdown::Both));
                         connections.shutdown().await;
-                        let _ = answer.send(Ok(()));
+                        let _ = answer.send(ended.context("the API server's socket does not close"));
                     }
                     Some(Order::Resume(answer)) => {
                         let _ = answer.send(match self.listen().await {

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
+use serde_json::{Value, json};
 
 use super::rbac::Who;
 
@@ -122,16 +123,46 @@ impl Tokens {
     }
 
     fn identity(&self, at: usize) -> Who {
-        let authenticated = "system:authenticated".to_owned();
         if at == 0 {
-            return Who { name: "admin".into(), groups: vec!["system:masters".into(), authenticated] };
+            return Who { name: "admin".into(), groups: vec!["system:masters".into(), AUTHENTICATED.into()] };
         }
-        let namespace = &self.namespace;
-        Who {
-            name: format!("system:serviceaccount:{namespace}:wirevip"),
-            groups: vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}"), authenticated],
+        sidecar(&self.namespace)
+    }
+}
+
+const AUTHENTICATED: &str = "system:authenticated";
+
+/// The chart's ServiceAccount in this namespace.
+fn sidecar(namespace: &str) -> Who {
+    let groups = ["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}"), AUTHENTICATED.into()];
+    Who { name: format!("system:serviceaccount:{namespace}:wirevip"), groups: groups.into() }
+}
+
+/// May the ServiceAccount of `home` do what this rule of RBAC says, in `namespace` (empty: in all)? As the specs of
+/// SubjectAccessReviews, one for each thing that the rule names.
+pub fn reviews(home: &str, namespace: &str, rule: &Value) -> Vec<Value> {
+    let words = |key: &str| {
+        let words = rule[key].as_array().into_iter().flatten();
+        words.filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let Who { name: user, groups } = sidecar(home);
+    let mut names = words("resourceNames");
+    if names.is_empty() {
+        names.push(String::new());
+    }
+    let mut reviews = Vec::new();
+    for group in words("apiGroups") {
+        for full in words("resources") {
+            let (resource, subresource) = full.split_once('/').unwrap_or((&full, ""));
+            for (verb, name) in words("verbs").iter().flat_map(|verb| names.iter().map(move |name| (verb, name))) {
+                reviews.push(json!({ "user": user, "groups": groups, "resourceAttributes": {
+                    "namespace": namespace, "group": group, "resource": resource, "subresource": subresource,
+                    "verb": verb, "name": name,
+                } }));
+            }
         }
     }
+    reviews
 }
 
 /// A kubeconfig for `server` (`https://…`).

@@ -70,7 +70,7 @@ impl Kube {
         Ok(Self { jobs })
     }
 
-    /// Any request: a path with its query, and a body with its media type.
+    /// Any request: a path with its query, and a body with its media type. A text that is no JSON is answered as a string.
     pub fn request(&self, method: &'static str, path: &str, content: Option<(&'static str, Value)>) -> Answer {
         let lost = |what: &str| Refused { code: 0, reason: String::new(), message: what.into() };
         let (answer, answered) = mpsc::channel();
@@ -186,14 +186,17 @@ async fn send(client: &Client, method: &str, path: &str, content: Option<(&str, 
         body = content.to_string().into_bytes();
     }
     let request = request.body(body).map_err(|error| lost(error.to_string()))?;
-    let asked = tokio::time::timeout(PATIENCE, client.request::<Value>(request));
+    let asked = tokio::time::timeout(PATIENCE, client.request_text(request));
     match asked.await {
         Err(_) => Err(lost(format!("{method} {path}: no answer within {PATIENCE:?}"))),
         Ok(Err(kube::Error::Api(status))) => {
             let status = *status;
             Err(Refused { code: status.code, reason: status.reason, message: status.message })
         }
-        Ok(answer) => answer.map_err(|error| lost(format!("{method} {path}: {:#}", anyhow::Error::from(error)))),
+        Ok(Ok(text)) => Ok(serde_json::from_str(&text).unwrap_or(Value::String(text))),
+        Ok(answer) => answer
+            .map(Value::String)
+            .map_err(|error| lost(format!("{method} {path}: {:#}", anyhow::Error::from(error)))),
     }
 }
 
