@@ -196,7 +196,7 @@ impl Forwarded {
     fn by(&mut self, forwards: Option<&Arc<Forwards>>) -> Arc<BTreeSet<ObjectName>> {
         let Some(forwards) = forwards else { return Arc::default() };
         if !Arc::ptr_eq(&self.by, forwards) {
-            let owners = forwards.iter().filter_map(|(_, forward)| match &forward.owner {
+            let owners = forwards.values().filter_map(|forward| match &forward.owner {
                 Owner::Service { namespace, name } => Some(ObjectName::new(namespace, name)),
                 Owner::ControlPlane => None,
             });

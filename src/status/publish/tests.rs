@@ -99,7 +99,13 @@ fn publication(role: Role, claims: bool) -> Publication {
 
 fn publishing(role: Role, services: BTreeSet<ObjectName>) -> Publication {
     let services = Arc::new(services);
-    Publication { role, vip: [10, 9, 0, 2].into(), public_address: None, services: Arc::clone(&services), forwarded: services }
+    Publication {
+        role,
+        vip: [10, 9, 0, 2].into(),
+        public_address: None,
+        services: Arc::clone(&services),
+        forwarded: services,
+    }
 }
 
 /// Lets the task run until it waits.
