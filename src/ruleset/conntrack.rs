@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn lost_flows_are_those_to_the_vip_that_go_nowhere_or_to_no_backend_of_now_and_are_no_ping() {
         let to = |backends: &[SocketAddrV4]| {
-            let backends = backends.iter().copied().collect();
+            let backends = backends.to_vec();
             let forward =
                 Forward { owner: Owner::ControlPlane, backends, client_ip_affinity: false, source_ranges: Vec::new() };
             let port = VipPort { protocol: Protocol::Udp, port: 53 };
