@@ -1,4 +1,5 @@
-//! What nobody can do to a process from outside: its clocks show another time, its netlink sockets have no buffers.
+//! What nobody can do to a process from outside: its clocks show another time, its netlink sockets have no
+//! buffers or are slow.
 //!
 //! A namespace has no wall clock of its own, and the kernel cannot be told to refuse one process. So a small library
 //! (`shim/shim.c`, loaded by LD_PRELOAD) stands between a sidecar and those system calls, and does as a shared page says.
@@ -26,6 +27,7 @@ enum Word {
     Sends,
     Answers,
     Refused,
+    Slow,
 }
 
 /// What the processes of one pod are told, now and after a restart. Clones share it.
@@ -77,6 +79,11 @@ impl Shim {
         self.write(Word::Answers, answers.into())
     }
 
+    /// Each message to rtnetlink takes so long: another holds the kernel's lock, which the whole machine shares.
+    pub fn slow(&self, time: Duration) -> Result<()> {
+        self.write(Word::Slow, i64::try_from(time.as_nanos())?)
+    }
+
     /// How many calls were refused so far.
     pub fn refused(&self) -> Result<i64> {
         self.read(Word::Refused)
@@ -121,6 +128,15 @@ mod tests {
             let off = ahead() - seconds as f64;
             assert!((0.0..60.0).contains(&off), "set by {seconds} s, it is {off} s off");
         }
+    }
+
+    #[test]
+    fn a_message_to_rtnetlink_takes_as_long_as_it_is_told() {
+        let shim = Shim::new().unwrap();
+        shim.slow(Duration::from_millis(300)).unwrap();
+        let began = crate::clock::now();
+        assert!(under(&shim, "ip link show lo").output().unwrap().status.success());
+        assert!(began.elapsed() >= Duration::from_millis(300));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! connection was opened.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 
 use futures::{TryStream, TryStreamExt};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
@@ -12,7 +13,7 @@ use tokio::sync::Mutex;
 use super::ALIAS_PREFIX;
 use super::answered::Answered;
 
-/// A connection to rtnetlink; clones share it. Its task ends with the last clone.
+/// A connection to rtnetlink; clones share it. Its thread ends with the last clone.
 #[derive(Clone, Debug)]
 pub struct Rtnl {
     handle: Handle,
@@ -43,10 +44,28 @@ impl SeenLink {
 }
 
 impl Rtnl {
-    /// Opens the connection and spawns its task on the present runtime.
+    /// Opens the connection, on a thread of its own: the kernel carries a question out while it is sent, and may wait for a
+    /// lock that all network namespaces of a node share. No renewal of a Lease may wait for that.
     pub fn open() -> io::Result<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection_with_socket::<Answered>()?;
-        tokio::spawn(connection);
+        let (made, making) = mpsc::channel();
+        let carry = move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(made.send(Err(error))),
+            };
+            runtime.block_on(async {
+                match rtnetlink::new_connection_with_socket::<Answered>() {
+                    // Whoever opens it waits for this.
+                    Ok((connection, handle, _)) => {
+                        drop(made.send(Ok(handle)));
+                        connection.await;
+                    }
+                    Err(error) => drop(made.send(Err(error))),
+                }
+            });
+        };
+        thread::Builder::new().name("rtnetlink".to_owned()).spawn(carry)?;
+        let handle = making.recv().map_err(io::Error::other)??;
         Ok(Self { handle, listing: Arc::default() })
     }
 

@@ -12,13 +12,14 @@ use lab::probe::{Probe, ProbeKind};
 use lab::sidecar::Sidecar;
 use lab::{play, play_unstarted};
 
-use crate::{LATER, SOON, spec};
+use crate::{LATER, LEASE, SOON, spec, steady};
 
 crate::scenarios!(
     what_an_outsider_deletes_comes_back,
     a_lost_link_comes_back,
     a_tunnel_that_cannot_be_raised_is_tried_again,
     a_link_of_the_tunnels_name_that_is_not_ours_is_left_alone,
+    a_kernel_that_is_slow_with_links_costs_a_leader_no_renewal,
 );
 
 /// The contract's 2 s, and as much again for a machine with other work, beside what it stands still.
@@ -181,6 +182,27 @@ fn a_link_of_the_tunnels_name_that_is_not_ours_is_left_alone(api: Kind) -> Resul
         world.sidecar_mut(1)?.start()?;
         world.sidecar(1)?.wait_ready(LATER)?;
         assert!(pod.sh("ip -d link show wg0")?.contains("bridge"), "the clean-up at start took it");
+        Ok(())
+    })
+}
+
+/// All network namespaces of a node share the lock that its kernel changes links under, and somebody else may hold it.
+fn a_kernel_that_is_slow_with_links_costs_a_leader_no_renewal(api: Kind) -> Result<()> {
+    play_unstarted(spec(api), |world| {
+        world.load_shims()?;
+        world.start_sidecars()?;
+        world.wait_serving(LATER)?;
+        world.expect_shims()?;
+        let (probe, leader) = steady(world)?;
+        let transitions = || Ok::<_, anyhow::Error>(world.lease(0)?.context("no Lease")?.transitions);
+        let (sidecar, before, slow) = (world.sidecar(leader)?, transitions()?, now());
+        sidecar.shim()?.slow(Duration::from_secs(3))?;
+        until("two leases", 3 * LEASE, || Ok((now() >= slow + 2 * LEASE).then_some(())))?;
+        assert_eq!((world.leader(0)?, transitions()?), (Some(leader), before));
+        assert_eq!(probe.lost_since(slow), 0, "answers were lost");
+        assert!(!sidecar.log().contains("the tenure is over"), "{}", sidecar.log());
+        sidecar.sigterm()?;
+        sidecar.wait_exit(Duration::from_secs(3))?;
         Ok(())
     })
 }

@@ -1,4 +1,5 @@
-/* Loaded into a sidecar (LD_PRELOAD): tells it another time than the kernel's, and that netlink has no buffers.
+/* Loaded into a sidecar (LD_PRELOAD): tells it another time than the kernel's, that netlink has no buffers, or
+ * is slow.
  *
  * What to tell stands in a page that it shares with the lab (`shim.rs`), behind the file descriptor that LAB_SHIM names.
  * Stateless but for one counter, so a fault may begin and end at any instant, and outlives the process.
@@ -7,6 +8,7 @@
  * does not come by here; of what a Rust program waits for, a futex with a deadline still follows the kernel's clock.
  */
 #include <errno.h>
+#include <linux/netlink.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -23,6 +25,7 @@ struct orders {
 	_Atomic uint64_t sends;   /* of 100 netlink messages that are sent, so many are refused */
 	_Atomic uint64_t answers; /* of 100 netlink messages that come, so many are answered by an error */
 	_Atomic uint64_t refused; /* how many were, so far */
+	_Atomic int64_t slow;     /* ns that a message to rtnetlink takes */
 };
 
 static struct orders none;
@@ -84,6 +87,17 @@ static ssize_t refuse(void)
 	return -1;
 }
 
+/* The kernel carries out a message to rtnetlink while it is sent, when it has a lock that the whole machine shares. */
+static void linger(int fd)
+{
+	int protocol = -1;
+	socklen_t size = sizeof protocol;
+	int64_t slow = orders->slow;
+	struct timespec time = { slow / 1000000000, slow % 1000000000 };
+	if (slow && is_netlink(fd) && getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size) == 0 && protocol == NETLINK_ROUTE)
+		syscall(SYS_clock_nanosleep, CLOCK_BOOTTIME, 0, &time, NULL);
+}
+
 /* The kernel's error for a socket whose buffer has overrun: told once, before whatever is still in it. Mostly the message
  * is what did not fit, and is gone; or one before it was, and this one comes next. */
 static ssize_t overrun(int fd)
@@ -97,6 +111,7 @@ static ssize_t overrun(int fd)
 
 ssize_t sendto(int fd, const void *bytes, size_t length, int flags, const struct sockaddr *to, socklen_t size)
 {
+	linger(fd);
 	return happens(fd, orders->sends) ? refuse() : syscall(SYS_sendto, fd, bytes, length, flags, to, size);
 }
 
@@ -107,6 +122,7 @@ ssize_t send(int fd, const void *bytes, size_t length, int flags)
 
 ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 {
+	linger(fd);
 	return happens(fd, orders->sends) ? refuse() : syscall(SYS_sendmsg, fd, message, flags);
 }
 
