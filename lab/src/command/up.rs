@@ -34,7 +34,9 @@ fn stay(world: &World, directory: &std::path::Path, screen: &Screen) -> Result<(
         "\nThe API:    {enter} --net={control} kubectl --kubeconfig={} get leases -A",
         kubeconfig.display()
     ));
-    screen.tell(&format!("The client: {enter} --net={} nc {}   (then: who)", world.topology.client.path(), at(world)));
+    let (client, web) = (world.topology.client.path(), world.web());
+    let ask = format!("bash -c 'exec 3<>/dev/tcp/{}/{} && echo who >&3 && head -n 1 <&3'", web.ip(), web.port());
+    screen.tell(&format!("The client: {enter} --net={client} {ask}"));
     for sidecar in &world.sidecars {
         screen.tell(&format!(
             "{}: process {}, http://{}:{}/status from its node",
@@ -48,11 +50,6 @@ fn stay(world: &World, directory: &std::path::Path, screen: &Screen) -> Result<(
         std::thread::sleep(Duration::from_millis(100));
     }
     Ok(())
-}
-
-fn at(world: &World) -> String {
-    let web = world.web();
-    format!("{} {}", web.ip(), web.port())
 }
 
 /// How another terminal enters: a user namespace of ours comes first.
