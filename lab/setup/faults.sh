@@ -4,8 +4,8 @@
 . "$(dirname "$0")/lib.sh"
 
 lab/setup/packages.sh test
+need_namespaces
 lab/setup/rust.sh
-namespaces true || fail "no network namespaces can be made here: run as root, or let users make namespaces"
 export WIREVIP_FAULT_PAIRS=${WIREVIP_FAULT_PAIRS:-200}
 matrix() { namespaces cargo test --locked --test scenarios -- --ignored --nocapture "$@"; }
 status=0

@@ -3,11 +3,11 @@
 . "$(dirname "$0")/lib.sh"
 
 lab/setup/packages.sh lab
+need_namespaces
 lab/setup/rust.sh
 cargo build --release --locked --package wirevip --package lab
 release=${CARGO_TARGET_DIR:-target}/release
 command=${1:?"usage: lab.sh demo|bench …"}
 shift
-namespaces true || fail "no network namespaces can be made here: run as root ('sudo make $command'), or let users make namespaces"
 # Ctrl-C reaches the lab too, which then removes every trace.
 namespaces "$release/lab" "$command" --bin "$release/wirevip" "$@"

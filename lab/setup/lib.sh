@@ -30,20 +30,33 @@ version_at_least() {
   [ "$(printf '%s\n%s\n' "$1" "$found" | sort -V | head -n 1)" = "$1" ]
 }
 
-# namespaces COMMAND …: runs it where network namespaces may be made: as root, else as root of a user namespace.
-# Exit 125, with nothing run and nothing said, where neither is possible.
+# namespaces COMMAND …: runs it where network namespaces may be made: as root, else as root of a user namespace, else by
+# sudo that asks for no password. Exit 125, with nothing run and nothing said, where none is possible.
 namespaces() {
   if is_root && unshare --net true 2>/dev/null; then
     "$@"
   elif ! is_root && unshare --map-root-user --net --mount ip link set lo up 2>/dev/null; then
     # Some distributions let users make such a namespace and then do nothing in it, so the probe does something.
     unshare --map-root-user --net --mount "$@"
+  elif ! is_root && have sudo && sudo -n unshare --net true 2>/dev/null; then
+    local status=0
+    sudo -n --preserve-env env "PATH=$PATH" "HOME=$HOME" "$@" || status=$?
+    # What root made in it must not be in the user's way next time.
+    sudo -n chown -R --from=0:0 "$(id -u):$(id -g)" "${CARGO_TARGET_DIR:-target}" || true
+    return $status
   else
     return 125
   fi
 }
 
-# Go is never installed here, only used where it stands: see `make test` in the README.
+# Before anything is built in vain.
+need_namespaces() {
+  namespaces true || fail "no network namespaces can be made here: run it as root (sudo make …), or let sudo ask for no password.
+   On Ubuntu 24.04 users may make them after: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0
+   A container needs the capabilities NET_ADMIN and SYS_ADMIN for it"
+}
+
+# Go is never installed here, only used where it stands: see the README.
 have_go() { have go && version_at_least 1.26 "$(go version)"; }
 
 # Tells, at the end, what took how long: `timed NAME COMMAND …`.

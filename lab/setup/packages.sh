@@ -34,6 +34,13 @@ case " $* " in *" cross_x86_64 "*) [ -e /usr/x86_64-linux-gnu/include/stdlib.h ]
 mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
 have apt-get || fail "please install: ${missing[*]} (this machine has no apt-get, so it cannot be done for you)"
 say "installing with apt-get: ${missing[*]}"
-as_root apt-get -qq update </dev/null >/dev/null || fail "please run as root: apt-get update && apt-get install ${missing[*]}"
-as_root apt-get -qq -o Dpkg::Use-Pty=0 install --no-install-recommends -y "${missing[@]}" </dev/null >/dev/null ||
+as_root true || fail "please run as root, or 'sudo -v' before this: apt-get update && apt-get install ${missing[*]}"
+# A machine that has just started may be updating itself: then apt's lists are locked for a minute or two.
+locked=30
+until told=$(as_root apt-get -qq update </dev/null 2>&1 >/dev/null); do
+  [[ $told == *lock* ]] && [ $((locked -= 1)) -gt 0 ] || fail "apt-get update failed: $told"
+  note "another program uses apt; waiting for it"
+  sleep 10
+done
+as_root apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install --no-install-recommends -y "${missing[@]}" </dev/null >/dev/null ||
   fail "apt-get could not install ${missing[*]}: its message stands above"

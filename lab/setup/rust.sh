@@ -17,8 +17,8 @@ if ! have cargo || ! version_at_least "$need" "$(rustc --version 2>&1 || true)";
     hash -r
   fi
   version_at_least "$need" "$(rustc --version 2>&1 || true)" || {
-    say "updating Rust: this project needs $need"
-    rustup toolchain install --profile minimal "$need" >&2 && rustup default "$need" >&2
+    say "this project needs Rust $need: installing it with rustup, for this directory alone"
+    rustup toolchain install --profile minimal "$need" >&2 && rustup override set "$need" >&2
     hash -r
   }
   version_at_least "$need" "$(rustc --version 2>&1 || true)" ||

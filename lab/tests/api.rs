@@ -845,7 +845,7 @@ cases![
 
 /// One server for all cases: a start takes seconds and 250 MB.
 #[test]
-#[ignore = "needs root, kube-apiserver and etcd (lab/kube/build.sh)"]
+#[ignore = "needs root, kube-apiserver and etcd"]
 fn a_real_api_server_passes_every_case() -> Result<()> {
     let mut world = World::new(Kind::Real)?;
     let mut failed = Vec::new();
