@@ -170,12 +170,13 @@ struct WireLoadBalancer {
 struct WirePort {
     name: Option<String>,
     protocol: Option<String>,
-    port: Option<u16>,
+    /// In an EndpointSlice the API takes any number, and one that could not be read would cost the whole list.
+    port: Option<i64>,
 }
 
 impl WirePort {
     fn vip_port(&self) -> Option<VipPort> {
-        let port = self.port.filter(|port| *port > 0)?;
+        let port = self.port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0)?;
         Some(VipPort { protocol: Protocol::parse(self.protocol.as_deref())?, port })
     }
 }

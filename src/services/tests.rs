@@ -231,6 +231,14 @@ fn slices_of_other_services_and_namespaces_do_not_count() {
     assert_eq!(backends_of(&slices), [""; 0]);
 }
 
+/// The API takes any number there.
+#[test]
+fn a_port_that_is_none_costs_its_slice_no_other() {
+    let ports: Vec<Value> = [70_000, -1, 0, 8080].map(|port| json!({"name": "http", "port": port})).into();
+    let slice = slice_with(json!({"ports": ports, "endpoints": [ready("10.0.0.1")]}));
+    assert_eq!(slice.ports.iter().map(|port| port.port.port).collect::<Vec<_>>(), [8080]);
+}
+
 #[test]
 fn endpoints_are_chosen_by_their_conditions() {
     let endpoint = |conditions: Value| json!([{"addresses": ["10.0.0.1"], "conditions": conditions}]);
