@@ -152,6 +152,11 @@ fn watches_follow(kind: Kind) -> Result<()> {
     let mut world = World::new(kind)?;
     world.create(Resource::Service, service("web"))?;
     world.create(Resource::EndpointSlice, slice("web-1", &["10.0.0.1"]))?;
+    // The API takes any number as the port of an endpoint; one that is none must not cost the others.
+    let mut odd = slice("odd", &["10.0.0.9"]);
+    odd["metadata"]["labels"] = json!({"kubernetes.io/service-name": "odd"});
+    odd["ports"] = json!([{"name": "high", "port": 70_000}, {"name": "low", "port": -1}]);
+    world.create(Resource::EndpointSlice, odd)?;
     let ((inputs, _tasks), _pod) = world.inputs(None)?;
     until("the first lists", || inputs.borrow().complete());
     assert_eq!((services(&inputs), slices(&inputs)), (vec!["web".to_owned()], vec!["web-1:1".to_owned()]));
@@ -237,6 +242,25 @@ fn a_server_frozen_for_long_is_followed_again_when_it_thaws() -> Result<()> {
     world.create(Resource::Service, service("web"))?;
     let took = until("what changed after it", || services(&inputs) == ["web"]);
     eprintln!("applied {took:?} after the thaw");
+    Ok(())
+}
+
+/// As one does that has just started: it refuses everything until it has read its own rules.
+#[test]
+#[ignore = "needs root"]
+fn what_is_refused_for_a_moment_is_not_taken_for_empty() -> Result<()> {
+    let world = World::new(Kind::Embedded)?;
+    world.create(Resource::Service, service("web"))?;
+    world.api.faults()?.add(Target::any().resource("services"), Fault::Refuse(403));
+    let ((inputs, faults, _tasks), _pod) = world.start(|c| {
+        let (inputs, tasks) = wirevip::services::watch::spawn(&c.client, None);
+        (inputs, c.faults.clone(), tasks)
+    })?;
+    until("a refusal, and the rest", || !faults.borrow().is_empty() && inputs.borrow().slices.is_some());
+    assert!(inputs.borrow().services.is_none(), "taken for empty at once");
+    world.api.faults()?.clear();
+    until("the Services", || inputs.borrow().services.is_some());
+    assert_eq!(services(&inputs), ["web"]);
     Ok(())
 }
 

@@ -21,6 +21,10 @@ use super::ObjectName;
 use super::objects::{EndpointSlice, Service, Slim, name_of};
 use crate::api::retry::Backoff;
 
+/// What may not be listed for so long, without a break, counts as empty. An API server that has just started refuses
+/// everything until it has read its own rules: to take that for the truth would empty tables that serve.
+const REFUSED_FOR: Duration = Duration::from_secs(5);
+
 /// How long changes are gathered before they are handed on.
 const SETTLE: Duration = Duration::from_millis(10);
 /// A watch is renewed after this long, so that a server that went silent behind a living connection is left.
@@ -131,6 +135,7 @@ async fn follow<T, K>(
     let mut mirror = Mirror::default();
     let mut backoff = Backoff::default();
     let mut due = None;
+    let mut refused_since = None;
     loop {
         let settled = async {
             match due {
@@ -152,6 +157,7 @@ async fn follow<T, K>(
                     // `Init` only says that a list is being tried.
                     if !matches!(event, Event::Init) {
                         backoff.reset();
+                        refused_since = None;
                     }
                     if mirror.apply(event) && due.is_none() {
                         due = Some(after(SETTLE));
@@ -159,7 +165,10 @@ async fn follow<T, K>(
                 }
                 Some(Err(error)) => {
                     tracing::debug!(kind = %K::kind(&()), %error, "watch interrupted");
-                    if !mirror.listed && forbidden(&error) {
+                    let refused = forbidden(&error);
+                    refused_since = refused.then(|| refused_since.unwrap_or_else(now));
+                    let lasts = refused_since.is_some_and(|since: tokio::time::Instant| since.elapsed() >= REFUSED_FOR);
+                    if !mirror.listed && lasts {
                         // What may not be read must not keep the rest, the control plane first of all, from being
                         // forwarded. The layer below tells which rule is missing.
                         sender.send_if_modified(|inputs| {
@@ -186,9 +195,13 @@ fn forbidden(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 403)
 }
 
-#[expect(clippy::disallowed_methods, reason = "a timer's deadline, nothing that is decided upon")]
 fn after(span: Duration) -> tokio::time::Instant {
-    tokio::time::Instant::now() + span
+    now() + span
+}
+
+#[expect(clippy::disallowed_methods, reason = "for a timer's deadline and a patience, on tokio's own clock")]
+fn now() -> tokio::time::Instant {
+    tokio::time::Instant::now()
 }
 
 /// One kind's objects, slimmed.
