@@ -23,7 +23,8 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::services::ObjectName;
 
-/// Told and not yet written. More than that drops the oldest.
+/// Told and not yet written. More than that drops the oldest, of those first that say that a Service is forwarded: a
+/// takeover tells so of each, and there may be thousands.
 const QUEUE: usize = 256;
 /// The API's limits, in bytes.
 const NOTE: usize = 1024;
@@ -190,12 +191,13 @@ struct Queue {
 }
 
 impl Queue {
-    /// Appends; `false` if the oldest had to go for it.
+    /// Appends; `false` if another had to go for it.
     fn push(&self, told: Told) -> bool {
         let mut queue = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = queue.len() < QUEUE;
         if !fits {
-            queue.pop_front();
+            let least = queue.iter().position(|told| told.reason == Reason::Forwarded);
+            queue.remove(least.unwrap_or_default());
         }
         queue.push_back(told);
         drop(queue);

@@ -173,6 +173,21 @@ async fn an_event_that_the_api_forgot_is_made_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_takeover_with_many_services_drops_nothing_but_that_they_are_forwarded() {
+    let fake = Fake::default();
+    let events = fake.start();
+    events.tell(Regarding::Pod, Reason::TunnelUp, "up");
+    let about = |name: &str| Regarding::Service { name: ObjectName::new("shop", name), uid: name.to_owned() };
+    events.tell(about("a"), Reason::PortConflict, "conflict");
+    for n in 0..QUEUE + 50 {
+        events.tell(about(&n.to_string()), Reason::Forwarded, "forwarded");
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let written = fake.written();
+    assert_eq!((written.len(), &written[..2]), (QUEUE, &["up".to_owned(), "conflict".to_owned()][..]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_queue_drops_the_oldest_and_counts_it() {
     let fake = Fake::default();
     fake.0.lock().unwrap().answers = VecDeque::from(vec![None; 5]);
