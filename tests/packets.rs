@@ -445,6 +445,27 @@ fn a_backend_cannot_send_into_the_tunnel() -> Result<()> {
     Ok(())
 }
 
+/// Conntrack does not ask by which interface a packet of a flow comes.
+#[test]
+#[ignore = "needs root"]
+fn a_flow_of_another_tunnel_is_not_taken_over_by_who_sends_its_packets_through_this_one() -> Result<()> {
+    let mut world = World::new()?;
+    world.serve(8080)?;
+    world.apply(&[(vip_port(Protocol::Udp, 80), forward(&all_backends(8080)))].into())?;
+    let flow = world.client.run(|| {
+        let flow = UdpSocket::bind((CLIENT, 7000))?;
+        flow.connect((VIP, 80))?;
+        ask_again(&flow)?;
+        Ok(flow)
+    })?;
+    let theirs = Slot::new(2).context("no slot")?.mark();
+    world.pod.sh(&format!("conntrack -U -p udp -d {VIP} -m {theirs}"))?;
+    ensure!(is_silent(&flow)?, "it came through");
+    let flows = world.pod.sh("conntrack -L -p udp")?;
+    ensure!(flows.contains(&format!("mark={theirs}")) && world.marked_flows()? == 0, "taken over: {flows}");
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root"]
 fn tcp_flows_that_a_new_leader_does_not_know_are_reset_at_once() -> Result<()> {

@@ -85,6 +85,8 @@ fn base_chains(plan: &Plan<'_>) -> Vec<Chain> {
             "marks-in",
             (ChainKind::Filter, Hook::Prerouting, MANGLE),
             vec![
+                // Conntrack asks for no interface: whoever knows a flow of another tunnel's could draw its answers to himself.
+                rule([say::from_link(link), say::flow_of_another(plan.slot), drop()]),
                 rule([say::from_link(link), say::mark_flow(plan.slot)]),
                 // Replies alone, and not the pod's own packets: its "fragmentation needed" must reach the backend.
                 rule([say::not_from_link(link), say::flow_of(plan.slot), say::reply(), say::mark_packet(plan.slot)]),

@@ -172,6 +172,12 @@ pub(crate) fn flow_of(slot: Slot) -> Vec<Expr> {
     vec![Expr::Ct(Ct::Mark, R0), any_bit(Slot::MARK_MASK), Expr::Equal(R0, slot.mark().to_ne_bytes().to_vec())]
 }
 
+/// Of a flow that came through another tunnel of ours.
+pub(crate) fn flow_of_another(slot: Slot) -> Vec<Expr> {
+    let differs = |mark: u32| Expr::Differ(R0, mark.to_ne_bytes().to_vec());
+    vec![Expr::Ct(Ct::Mark, R0), any_bit(Slot::MARK_MASK), differs(0), differs(slot.mark())]
+}
+
 /// Marks the flow as this tunnel's; others' bits of the mark stay.
 pub(crate) fn mark_flow(slot: Slot) -> Vec<Expr> {
     vec![Expr::Ct(Ct::Mark, R0), set_mark_bits(slot), Expr::SetCtMark(R0)]
