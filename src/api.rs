@@ -85,6 +85,15 @@ impl Call {
         Call { verb, group, resource, namespace, object }
     }
 
+    /// The same wherever it is, if the right to it is one for all namespaces: one that is refused in a namespace that is
+    /// on its way out would never be made there again, and so never be known to work.
+    fn anywhere(self) -> Self {
+        match self.resource.as_str() {
+            "events" | "services/status" => Self { namespace: None, ..self },
+            _ => self,
+        }
+    }
+
     /// The RBAC rule that allows this call, as one line of YAML.
     pub fn rule(&self) -> String {
         let Call { verb, group, resource, namespace: _, object } = self;

@@ -117,6 +117,11 @@ impl Drop for Pending {
 impl Report {
     /// Notes the present state of a call, and logs it when it is news.
     fn tell(&self, call: Call, fault: Option<ApiFault>) {
+        let call = call.anywhere();
+        let fault = fault.map(|fault| match fault {
+            ApiFault::Forbidden { call, role } => ApiFault::Forbidden { call: call.anywhere(), role },
+            other => other,
+        });
         self.faults.send_if_modified(|faults| match fault {
             None => {
                 // Any answer shows that the server is there and trusted.

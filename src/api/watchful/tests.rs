@@ -56,3 +56,23 @@ async fn a_request_that_its_caller_gives_up_is_counted() {
     let expected = r#"wirevip_api_requests_total{verb="update",resource="leases",code="error"} 1"#;
     assert!(layer.metrics.encode().contains(expected));
 }
+
+/// One on its way out refuses what it is told, and is never asked again.
+#[tokio::test]
+async fn what_was_refused_in_a_namespace_is_over_when_it_is_allowed_in_another() {
+    let (layer, faults) = layer();
+    let tell = async |namespace: &str, status: u16| {
+        let server = service_fn(move |_: Request<()>| async move {
+            Ok::<_, Infallible>(Response::builder().status(status).body(()).unwrap())
+        });
+        let path = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
+        let request = Request::post(path).body(()).unwrap();
+        ServiceBuilder::new().layer(layer.clone()).service(server).oneshot(request).await.unwrap();
+    };
+    for namespace in ["a", "b", "c"] {
+        tell(namespace, 403).await;
+    }
+    assert_eq!(faults.borrow().len(), 1);
+    tell("d", 201).await;
+    assert!(faults.borrow().is_empty());
+}
