@@ -68,8 +68,8 @@ pub struct Actor<L, H, F> {
     inputs: Inputs,
     outputs: Outputs,
     takeover: Takeover,
-    /// Bytes received and sent by links that are gone.
-    past_traffic: (u64, u64),
+    /// Bytes received and sent by links that are gone, and by the present one when it was last looked at.
+    traffic: ((u64, u64), (u64, u64)),
     /// Packets held back by fences that are gone, and by the present one.
     fenced: (u64, u64),
     /// Packets of sessions that are not ours.
@@ -110,7 +110,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             inputs,
             outputs,
             takeover: Takeover::default(),
-            past_traffic: (0, 0),
+            traffic: ((0, 0), (0, 0)),
             fenced: (0, 0),
             foreign: Foreign::default(),
             found: None,
@@ -319,9 +319,21 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
         self.outputs.metrics.tunnel(self.name(), |tunnel| tunnel.took(phase, span));
     }
 
-    fn publish(&self) {
+    /// What all links of this life carried, by a reading of the present one's counters. They begin anew with a new link, and of
+    /// one that was lost there is no last reading: what it was known to have carried stays.
+    fn count_traffic(&mut self, received: u64, sent: u64) -> (u64, u64) {
+        let (past, last) = &mut self.traffic;
+        if received < last.0 || sent < last.1 {
+            *past = (past.0 + last.0, past.1 + last.1);
+        }
+        *last = (received, sent);
+        (past.0 + received, past.1 + sent)
+    }
+
+    fn publish(&mut self) {
         let now = self.clock.now();
         let LinkStats { handshake_age: _, received, sent } = self.controller.stats();
+        let traffic = self.count_traffic(received, sent);
         let (hub, endpoint) = (self.inputs.hub.borrow(), &self.controller.settings().endpoint);
         let snapshot = Snapshot {
             settings: Arc::clone(self.controller.settings()),
@@ -330,7 +342,7 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
             serves: self.controller.serves(now),
             handshake: self.controller.handshake(),
             peer_since: self.controller.peer_since(),
-            traffic: (self.past_traffic.0 + received, self.past_traffic.1 + sent),
+            traffic,
             forwards: self.controller.applied().cloned(),
             failure: self.controller.failure().or(hub.obstacle(endpoint)).map(str::to_owned),
             standing: self.standing.borrow().clone(),

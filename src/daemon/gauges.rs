@@ -26,8 +26,9 @@ pub(super) fn renderer(
                     .forwards
                     .as_ref()
                     .map(|forwards| forwards.values().map(|forward| forward.backends.len()).sum());
-                tunnel.lease_transitions =
-                    snapshot.standing.transitions.and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+                // While a Lease is deleted it shows none; a counter never goes back.
+                let transitions = snapshot.standing.transitions.and_then(|n| u64::try_from(n).ok());
+                tunnel.lease_transitions = tunnel.lease_transitions.max(transitions.unwrap_or_default());
                 tunnel.clock_skew = snapshot.standing.clock_skew.map(|skew| skew.as_secs_f64());
                 tunnel.fence_dropped_packets = snapshot.fenced_packets;
                 (tunnel.received_bytes, tunnel.transmitted_bytes) = snapshot.traffic;

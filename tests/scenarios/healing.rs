@@ -121,6 +121,8 @@ fn a_lost_link_comes_back(api: Kind) -> Result<()> {
         let leader = world.sidecar(world.wait_leader(0, None, SOON)?)?;
         let probe = Probe::start(&world.topology.client, world.web(), ProbeKind::UdpFresh)?;
         probe.steady_since(now(), 100, SOON)?;
+        let received = || leader.metric("wirevip_receive_bytes_total", r#"{tunnel="wg0"}"#);
+        let before = received()?.context("no bytes counted")?;
         let deleted = now();
         leader.netns.sh("ip link del wg0")?;
         let gone = now();
@@ -129,6 +131,7 @@ fn a_lost_link_comes_back(api: Kind) -> Result<()> {
         eprintln!("a deleted link: served again after {:?}, silent for {silent:?}", deleted.elapsed());
         assert!(silent < LINK_BACK, "served again only after {silent:?}");
         assert_eq!(world.leader(0)?, Some(leader.node), "no reason to change the leader");
+        assert!(received()? >= Some(before), "what the lost link had carried is not counted any more");
         Ok(())
     })
 }

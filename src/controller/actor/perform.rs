@@ -98,13 +98,13 @@ impl<L: LinkBackend, H: HostNet, F: Firewall> Actor<L, H, F> {
 
     /// Both, whatever becomes of the first: what is left behind is found by the next try.
     async fn remove_link(&mut self, plan: &LinkPlan) -> anyhow::Result<()> {
-        let last = self.link.stats(&plan.name).await.unwrap_or_default();
+        if let Ok(last) = self.link.stats(&plan.name).await {
+            self.count_traffic(last.received, last.sent);
+        }
         let removed = self.link.remove(&plan.name).await;
         let detached = self.net.detach(plan).await;
         removed?;
         detached?;
-        self.past_traffic.0 += last.received;
-        self.past_traffic.1 += last.sent;
         Ok(())
     }
 
