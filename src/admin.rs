@@ -1,14 +1,22 @@
 //! The HTTP side: `/livez`, `/readyz`, `/metrics`, `/status` (contract.md, "HTTP").
+//!
+//! Whoever reaches the port costs no more than [`Limits`]: a connection that says nothing must neither keep the kubelet
+//! out nor take the descriptors that the API server's connections need.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::status::board::Board;
 
@@ -34,9 +42,45 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address).await.map_err(|source| ListenError { address, source })
 }
 
-/// Serves until the process ends.
-pub async fn serve(listener: TcpListener, pages: Pages) -> std::io::Result<()> {
-    axum::serve(listener, router(pages)).await
+/// What clients may cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at one time. Further ones wait.
+    pub connections: usize,
+    /// For the head of a request, the first or the next of a connection.
+    pub head: Duration,
+    /// For a whole connection.
+    pub whole: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 64, head: Duration::from_secs(5), whole: Duration::from_secs(60) }
+    }
+}
+
+/// After an accept that failed: most likely there are no descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves for as long as it is polled.
+pub async fn serve(listener: TcpListener, pages: Pages, limits: Limits) {
+    let (service, seats) = (TowerToHyperService::new(router(pages)), Arc::new(Semaphore::new(limits.connections)));
+    loop {
+        // Never closed.
+        let Ok(seat) = Arc::clone(&seats).acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(limits.head);
+        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
+        tokio::spawn(async move {
+            // How a client leaves is its own affair.
+            let _ = tokio::time::timeout(limits.whole, connection).await;
+            drop(seat);
+        });
+    }
 }
 
 fn router(pages: Pages) -> Router {
@@ -64,5 +108,42 @@ fn axum_json(report: &crate::status::PodReport) -> impl IntoResponse + use<> {
     match serde_json::to_string(report) {
         Ok(body) => (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], body),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::clock::TokioClock;
+    use crate::status::board::Pod;
+    use crate::tunnel::Backend;
+
+    #[tokio::test]
+    async fn connections_that_say_nothing_are_closed_and_keep_nobody_out() {
+        let pod = Pod { name: "p".into(), node: "n".into(), identity: "p_u".into(), backend: Backend::Kernel };
+        let board = Arc::new(Board::new(pod, Arc::new(TokioClock::new())));
+        let pages = Pages { board, metrics: Arc::new(String::new) };
+        let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let limits = Limits { connections: 4, head: Duration::from_millis(100), whole: Duration::from_secs(30) };
+        tokio::spawn(serve(listener, pages, limits));
+
+        let mut silent = Vec::new();
+        for _ in 0..10 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut asking = TcpStream::connect(address).await.unwrap();
+        asking.write_all(b"GET /livez HTTP/1.1\r\nHost: p\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        // Its connection ends as well, when it asks no more.
+        asking.read_to_end(&mut answer).await.unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("ok\n"), "{answer}");
+        for mut silent in silent {
+            silent.read_to_end(&mut Vec::new()).await.unwrap();
+        }
     }
 }

@@ -91,7 +91,7 @@ pub async fn run(config: RunConfig) -> anyhow::Result<()> {
     })?;
     let mut fleet = tokio::spawn(fleet.run());
     tokio::select! {
-        served = admin::serve(listener, pages) => anyhow::bail!("the HTTP server ended: {served:?}"),
+        () = admin::serve(listener, pages, admin::Limits::default()) => anyhow::bail!("the HTTP server ended by itself"),
         ended = &mut fleet => anyhow::bail!("the fleet of tunnels ended by itself: {ended:?}"),
         () = follow_nic(&net, nic_sender) => Ok(()),
         signal = signals.next() => {
