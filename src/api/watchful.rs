@@ -64,7 +64,7 @@ where
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        let call = Call::of(request.method(), request.uri().path(), request.uri().query());
+        let call = Call::of(request.method(), request.uri().path(), request.uri().query()).anywhere();
         // A caller that loses its patience drops this future: that request is counted as well, as one without answer.
         let pending = Pending { report: self.report.clone(), call: Some(call) };
         let answer = self.inner.call(request);
@@ -117,11 +117,6 @@ impl Drop for Pending {
 impl Report {
     /// Notes the present state of a call, and logs it when it is news.
     fn tell(&self, call: Call, fault: Option<ApiFault>) {
-        let call = call.anywhere();
-        let fault = fault.map(|fault| match fault {
-            ApiFault::Forbidden { call, role } => ApiFault::Forbidden { call: call.anywhere(), role },
-            other => other,
-        });
         self.faults.send_if_modified(|faults| match fault {
             None => {
                 // Any answer shows that the server is there and trusted.

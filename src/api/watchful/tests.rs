@@ -6,10 +6,13 @@ use super::*;
 
 /// Asks for the Services of all namespaces once, from a server that answers so.
 async fn ask(layer: &WatchfulLayer, status: u16) {
+    send(layer, Request::get("/api/v1/services").body(()).unwrap(), status).await;
+}
+
+async fn send(layer: &WatchfulLayer, request: Request<()>, status: u16) {
     let server = service_fn(move |_: Request<()>| async move {
         Ok::<_, Infallible>(Response::builder().status(status).body(()).unwrap())
     });
-    let request = Request::get("/api/v1/services").body(()).unwrap();
     ServiceBuilder::new().layer(layer.clone()).service(server).oneshot(request).await.unwrap();
 }
 
@@ -62,12 +65,8 @@ async fn a_request_that_its_caller_gives_up_is_counted() {
 async fn what_was_refused_in_a_namespace_is_over_when_it_is_allowed_in_another() {
     let (layer, faults) = layer();
     let tell = async |namespace: &str, status: u16| {
-        let server = service_fn(move |_: Request<()>| async move {
-            Ok::<_, Infallible>(Response::builder().status(status).body(()).unwrap())
-        });
         let path = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
-        let request = Request::post(path).body(()).unwrap();
-        ServiceBuilder::new().layer(layer.clone()).service(server).oneshot(request).await.unwrap();
+        send(&layer, Request::post(path).body(()).unwrap(), status).await;
     };
     for namespace in ["a", "b", "c"] {
         tell(namespace, 403).await;
