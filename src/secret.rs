@@ -20,6 +20,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+pub(crate) use host::is_subdomain;
 pub use parse::parse;
 pub use settings::{Change, Settings};
 

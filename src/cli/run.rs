@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::logs;
 use crate::election::Params;
+use crate::secret::is_subdomain;
 use crate::tunnel::Backend;
 
 /// Run the sidecar: hold tunnels by Lease and forward their VIPs into the cluster
@@ -166,7 +167,7 @@ impl Setup {
         let level = [log_level, rust_log].into_iter().flatten().find(|level| !level.trim().is_empty());
         let log_filter = logs::filter(level.as_deref().unwrap_or("info")).map_err(|why| wrong.push(why)).ok();
         for (flag, name) in [("--secret-name", Some(&secret_name)), ("--namespace", namespace.as_ref())] {
-            if let Some(name) = name.filter(|name| !name.is_empty() && !is_object_name(name)) {
+            if let Some(name) = name.filter(|name| !name.is_empty() && !is_subdomain(name)) {
                 wrong.push(format!("{flag}: `{name}` is no name of a Kubernetes object"));
             }
         }
@@ -175,7 +176,7 @@ impl Setup {
         }
         // Empty is what an unset chart value leaves in the environment.
         let service_namespace = service_namespace.filter(|name| !name.is_empty());
-        if let Some(name) = service_namespace.as_ref().filter(|name| !is_object_name(name)) {
+        if let Some(name) = service_namespace.as_ref().filter(|name| !is_subdomain(name)) {
             wrong.push(format!("--service-namespace: `{name}` is no name of a namespace"));
         }
         let mut given = |flag: &str, variable: &str, field: &str, value: Option<String>| {
@@ -210,15 +211,6 @@ impl Setup {
             _ => Err(wrong),
         }
     }
-}
-
-/// A DNS subdomain (RFC 1123), as names of Kubernetes objects are.
-pub(super) fn is_object_name(name: &str) -> bool {
-    let outer = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    name.len() <= 253
-        && name.split('.').all(|label| {
-            label.starts_with(outer) && label.ends_with(outer) && label.chars().all(|c| outer(c) || c == '-')
-        })
 }
 
 /// Logs on, runtime up, sidecar in.

@@ -16,9 +16,9 @@ use jiff::Timestamp;
 
 use self::picture::Picture;
 use super::Outcome;
-use super::run::is_object_name;
 use crate::api::client::{Credentials, connect};
 use crate::metrics::Metrics;
+use crate::secret::is_subdomain;
 
 /// Where the chart and the manifests put wirevip.
 const USUAL_NAMESPACE: &str = "wirevip";
@@ -70,7 +70,7 @@ impl Plan {
         let mut wrong = Vec::new();
         // Empty is what an unset value leaves in the environment.
         let namespace = namespace.filter(|name| !name.is_empty());
-        if let Some(name) = namespace.as_ref().filter(|name| !is_object_name(name)) {
+        if let Some(name) = namespace.as_ref().filter(|name| !is_subdomain(name)) {
             wrong.push(format!("--namespace: `{name}` is no name of a namespace"));
         }
         if selector.trim().is_empty() {

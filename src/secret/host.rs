@@ -106,7 +106,7 @@ fn unusable(address: IpAddr) -> Option<&'static str> {
 
 /// A lower-case DNS subdomain (RFC 1123), as Kubernetes wants names of objects, and of hosts in a Service's status
 /// (apimachinery, `IsDNS1123Subdomain`).
-pub(super) fn is_subdomain(name: &str) -> bool {
+pub(crate) fn is_subdomain(name: &str) -> bool {
     let outer = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let sound =
         |label: &str| label.starts_with(outer) && label.ends_with(outer) && label.chars().all(|c| outer(c) || c == '-');

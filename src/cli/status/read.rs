@@ -9,9 +9,9 @@ use kube::api::ListParams;
 use kube::core::Request;
 use serde_json::Value;
 
-use super::super::run::is_object_name;
 use crate::api::chain;
 use crate::api::retry::{CallError, bounded};
+use crate::secret::is_subdomain;
 
 /// Pods asked at one time: the API server dials each of them.
 const AT_ONCE: usize = 32;
@@ -82,7 +82,7 @@ async fn ask(client: &Client, namespace: &str, pod: &Value, port: Option<u16>) -
         "" => text("/status/phase"),
         _ => "Terminating".to_owned(),
     };
-    let report = if !is_object_name(&name) {
+    let report = if !is_subdomain(&name) {
         Err("its name is no name of a pod".to_owned())
     } else if matches!(phase.as_str(), "Running" | "Terminating") {
         report(client, namespace, &name, port.or_else(|| declared_port(pod)).unwrap_or(HTTP_PORT)).await
