@@ -128,7 +128,7 @@ mod tests {
         let pages = Pages { board, metrics: Arc::new(String::new) };
         let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let limits = Limits { connections: 4, head: Duration::from_millis(100), whole: Duration::from_secs(30) };
+        let limits = Limits { connections: 4, head: Duration::from_millis(100), whole: Duration::from_secs(3600) };
         tokio::spawn(serve(listener, pages, limits));
 
         let mut silent = Vec::new();
@@ -139,11 +139,12 @@ mod tests {
         asking.write_all(b"GET /livez HTTP/1.1\r\nHost: p\r\n\r\n").await.unwrap();
         let mut answer = Vec::new();
         // Its connection ends as well, when it asks no more.
-        asking.read_to_end(&mut answer).await.unwrap();
+        let patience = Duration::from_secs(30);
+        tokio::time::timeout(patience, asking.read_to_end(&mut answer)).await.expect("kept out").unwrap();
         let answer = String::from_utf8(answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("ok\n"), "{answer}");
         for mut silent in silent {
-            silent.read_to_end(&mut Vec::new()).await.unwrap();
+            tokio::time::timeout(patience, silent.read_to_end(&mut Vec::new())).await.expect("kept").unwrap();
         }
     }
 }
