@@ -3,6 +3,7 @@
 //! Whoever reaches the port costs no more than [`Limits`]: a connection that says nothing must neither keep the kubelet
 //! out nor take the descriptors that the API server's connections need.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
 use crate::status::board::Board;
 
@@ -45,7 +46,8 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
 /// What clients may cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at one time. Further ones wait.
+    /// Connections at one time. A further one ends the oldest: a request is answered within milliseconds, so that is one that
+    /// says nothing, and those who say nothing must keep nobody waiting.
     pub connections: usize,
     /// For the head of a request, the first or the next of a connection.
     pub head: Duration,
@@ -64,10 +66,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves for as long as it is polled.
 pub async fn serve(listener: TcpListener, pages: Pages, limits: Limits) {
-    let (service, seats) = (TowerToHyperService::new(router(pages)), Arc::new(Semaphore::new(limits.connections)));
+    let service = TowerToHyperService::new(router(pages));
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        // Never closed.
-        let Ok(seat) = Arc::clone(&seats).acquire_owned().await else { return };
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(PAUSE).await;
             continue;
@@ -75,11 +76,14 @@ pub async fn serve(listener: TcpListener, pages: Pages, limits: Limits) {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(limits.head);
         let connection = http.serve_connection(TokioIo::new(stream), service.clone());
-        tokio::spawn(async move {
-            // How a client leaves is its own affair.
-            let _ = tokio::time::timeout(limits.whole, connection).await;
-            drop(seat);
-        });
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= limits.connections
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
+        // How a client leaves is its own affair.
+        open.push_back(tokio::spawn(tokio::time::timeout(limits.whole, connection)).abort_handle());
     }
 }
 
@@ -121,14 +125,16 @@ mod tests {
     use crate::status::board::Pod;
     use crate::tunnel::Backend;
 
-    #[tokio::test]
-    async fn connections_that_say_nothing_are_closed_and_keep_nobody_out() {
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Ten connections that say nothing, and what another is answered.
+    async fn beside_silent_ones(head: Duration) -> (Vec<TcpStream>, String) {
         let pod = Pod { name: "p".into(), node: "n".into(), identity: "p_u".into(), backend: Backend::Kernel };
         let board = Arc::new(Board::new(pod, Arc::new(TokioClock::new())));
         let pages = Pages { board, metrics: Arc::new(String::new) };
         let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let limits = Limits { connections: 4, head: Duration::from_millis(100), whole: Duration::from_secs(3600) };
+        let limits = Limits { connections: 4, head, whole: Duration::from_secs(3600) };
         tokio::spawn(serve(listener, pages, limits));
 
         let mut silent = Vec::new();
@@ -136,15 +142,23 @@ mod tests {
             silent.push(TcpStream::connect(address).await.unwrap());
         }
         let mut asking = TcpStream::connect(address).await.unwrap();
-        asking.write_all(b"GET /livez HTTP/1.1\r\nHost: p\r\n\r\n").await.unwrap();
+        asking.write_all(b"GET /livez HTTP/1.1\r\nHost: p\r\nConnection: close\r\n\r\n").await.unwrap();
         let mut answer = Vec::new();
-        // Its connection ends as well, when it asks no more.
-        let patience = Duration::from_secs(30);
-        tokio::time::timeout(patience, asking.read_to_end(&mut answer)).await.expect("kept out").unwrap();
-        let answer = String::from_utf8(answer).unwrap();
+        tokio::time::timeout(PATIENCE, asking.read_to_end(&mut answer)).await.expect("kept out").unwrap();
+        (silent, String::from_utf8(answer).unwrap())
+    }
+
+    #[tokio::test]
+    async fn connections_that_say_nothing_keep_nobody_out() {
+        let (_silent, answer) = beside_silent_ones(Duration::from_secs(3600)).await;
         assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("ok\n"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn connections_that_say_nothing_are_closed() {
+        let (silent, _) = beside_silent_ones(Duration::from_millis(100)).await;
         for mut silent in silent {
-            tokio::time::timeout(patience, silent.read_to_end(&mut Vec::new())).await.expect("kept").unwrap();
+            tokio::time::timeout(PATIENCE, silent.read_to_end(&mut Vec::new())).await.expect("kept").unwrap();
         }
     }
 }
